@@ -1,0 +1,111 @@
+"""The plug point between federation and learning: what a federation needs from a task, as NumPy values.
+
+The federation never sees torch. A task holds the data of every site it was given; in deployment that is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LocalResult", "Preview", "SiteMetrics", "State", "Task"]
+
+State: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""A model's tensors by name, in the model's own order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalResult:
+    """The outcome of one site's training in one round."""
+
+    state: State = field(repr=False)
+    examples: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteMetrics:
+    """Metrics of one model on one site's test images. For evaluation in simulation only.
+
+    Attributes:
+        dice: Mean over cases of the Dice coefficient, 0..1.
+        iou: Mean over cases of the Jaccard index, 0..1.
+        accuracy: Share of pixels labelled correctly, 0..1.
+        balanced_accuracy: Mean of sensitivity and specificity over pixels, 0..1.
+        foreground_fraction: Share of foreground pixels in the truth.
+        hd95: 95th percentile of the symmetric surface distance, pixels (mm with a voxel spacing); mean over
+            cases where both masks are non-empty; ``None`` when there is none.
+        empty_cases: Cases in which truth or prediction is empty.
+        cases: Number of test cases.
+    """
+
+    dice: float
+    iou: float
+    accuracy: float
+    balanced_accuracy: float
+    foreground_fraction: float
+    hd95: float | None
+    empty_cases: int
+    cases: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """Image, truth and prediction of one case, side by side: uint8, shape ``(height, 3 * width, 3)``."""
+
+    site: str
+    case: str
+    pixels: NDArray[np.uint8] = field(repr=False)
+
+
+class Task(Protocol):
+    """What is learned: data by site and one model family."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Site names, sorted; valid client names."""
+        ...
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether no image shows a person."""
+        ...
+
+    def digest(self) -> bytes:
+        """SHA-256 of everything that affects training besides the model and the data: settings and code."""
+        ...
+
+    def examples(self, site: str) -> int:
+        """Training images of a site."""
+        ...
+
+    def initial_state(self) -> State:
+        """The first global model; the same for the same seed."""
+        ...
+
+    def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
+        """Train from ``state`` on one site.
+
+        Depends on nothing but the settings, the site, the round and the state, so that a resumed run repeats
+        it bit for bit.
+        """
+        ...
+
+    def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
+        """A model trained without federation on the given sites' pooled training images.
+
+        It takes as many passes over the data as ``rounds`` federated rounds.
+        """
+        ...
+
+    def evaluate(self, site: str, state: State) -> SiteMetrics:
+        """Metrics of a model on a site's test images."""
+        ...
+
+    def previews(self, site: str, state: State) -> Sequence[Preview]:
+        """A few test cases with prediction, for people."""
+        ...
