@@ -60,9 +60,16 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The party waits for messages of this phase."""
+    """The party waits for messages of this phase.
+
+    Attributes:
+        phase: Name of the phase.
+        survivors: The clients whose inputs will be summed, sorted; set by the aggregator once that set is fixed
+            and before the sum is opened, so that a ledger can commit first. Empty until then.
+    """
 
     phase: str
+    survivors: tuple[ClientId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
