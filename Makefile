@@ -1,0 +1,73 @@
+# Needs Python 3.11, git and make; everything else goes into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup simulate test test-slow check format bench readme constraints peers clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install secfl with its exact constraints
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3.11 on the PATH; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is too old; set PYTHON to Python 3.11 or later" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(PIP) install --quiet --upgrade --constraint constraints.txt pip
+	$(PIP) install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+		--editable . --group test --group lint
+	@touch $@
+
+simulate: setup ## Train a small U-Net on phantom CT slices of three clinics under CKKS
+	$(BIN)/secfl simulate --secure-agg ckks
+
+test: setup ## The fast tests (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: setup ## The slow tests; SECFL_TEST_DATA names a folder with real images
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
+
+check: setup ## Lint, format, types, import contracts, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## The benchmarks, one process
+	$(BIN)/python -m pytest -p no:xdist benchmarks --benchmark-only --benchmark-columns=min,median,rounds
+
+readme: setup ## Paste the real output of the commands into the README
+	$(BIN)/python docs/paste_output.py README.md
+
+constraints: ## Resolve everything afresh into constraints.txt
+	rm -rf .venv-constraints
+	"$(PYTHON)" -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --quiet --upgrade pip
+	.venv-constraints/bin/python -m pip install --quiet hatchling torch==2.13.0 --editable ".[flower]" --group test --group lint
+	{ sed -n '/^#/p' constraints.txt; \
+	  .venv-constraints/bin/python -m pip freeze --all --exclude-editable --exclude setuptools; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .venv-constraints
+
+peers: setup ## Install the frameworks that the benchmarks compare with, each in its own environment
+	"$(PYTHON)" -m venv .peers/flower
+	.peers/flower/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	.peers/flower/bin/python -m pip install --quiet --constraint constraints.txt flwr
+	"$(PYTHON)" -m venv .peers/nvflare
+	.peers/nvflare/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	.peers/nvflare/bin/python -m pip install --quiet "nvflare>=2.9" tenseal
+
+clean: ## Remove environments and caches; runs stay
+	rm -rf .venv .venv-constraints .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.import_linter_cache .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
