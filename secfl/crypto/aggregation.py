@@ -66,10 +66,13 @@ class Running:
         phase: Name of the phase.
         survivors: The clients whose inputs will be summed, sorted; set by the aggregator once that set is fixed
             and before the sum is opened, so that a ledger can commit first. Empty until then.
+        inputs_digest: SHA-256 over the survivors' signed inputs (their headers), set with ``survivors``: it
+            determines the sum before anybody has opened it.
     """
 
     phase: str
     survivors: tuple[ClientId, ...] = ()
+    inputs_digest: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
