@@ -1,0 +1,94 @@
+"""``secfl``: the entry point, its subcommands and its exit codes.
+
+Exit codes: 0 done, 2 bad input or configuration, 3 refused by the privacy policy, 4 protocol aborted,
+5 verification failed, 6 ledger not closed, 130 interrupted.
+
+Subcommands import what they need when they run, so that ``secfl --help`` and ``secfl ledger verify`` answer
+without waiting for torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from secfl._version import __version__
+from secfl.cli import doctor, simulate
+from secfl.errors import SecflError
+
+__all__ = ["INTERRUPTED", "app", "main"]
+
+INTERRUPTED = 130
+_BAD_INPUT = 2
+
+app = typer.Typer(
+    name="secfl",
+    help="Federated segmentation of medical images with secure aggregation and a privacy ledger.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 refused by the privacy policy, 4 protocol aborted, "
+    "5 verification failed, 6 ledger not closed.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    suggest_commands=False,
+)
+app.command("simulate")(simulate.simulate)
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"secfl {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit code. Every error that secfl raises on purpose, and every error of the operating system,
+        ends as one line ``error: …`` on standard error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="secfl", standalone_mode=False)
+        sys.stdout.flush()
+    except SecflError as error:
+        return _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        return _fail(error.format_message().rstrip(".") + where, _BAD_INPUT)
+    except click.ClickException as error:
+        return _fail(error.format_message(), _BAD_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror or error}", _BAD_INPUT)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    """One line on standard error, whatever a file name or a peer put into the message."""
+    line = "".join(char if char.isprintable() else " " for char in message)
+    typer.echo(f"error: {line}", err=True)
+    return code

@@ -1,0 +1,128 @@
+"""What a person sees while a run goes on: a progress bar in a terminal, one line per round elsewhere.
+
+Everything goes to standard error, so that standard output holds the result alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from secfl.federation.observer import Observer, RoundReport, RunInfo, SilentObserver
+
+__all__ = ["LineObserver", "ProgressObserver", "observe"]
+
+
+@contextlib.contextmanager
+def observe(*, quiet: bool, console: Console | None = None) -> Iterator[Observer]:
+    """An observer that fits the terminal; on exit the terminal is as it was before."""
+    if quiet:
+        yield SilentObserver()
+        return
+    console = console or Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield LineObserver(console)
+        return
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=False,
+    )
+    with progress:
+        yield ProgressObserver(progress)
+
+
+class LineObserver:
+    """One line per event, for logs and pipes. Phases inside a round are not printed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bytes_up = 0
+
+    def run_started(self, info: RunInfo) -> None:
+        """Print what will run and where it is written."""
+        for line in _introduction(info):
+            self._print(line)
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Nothing: a log needs no bar."""
+
+    def round_finished(self, report: RoundReport) -> None:
+        """Print the round's facts."""
+        self._bytes_up += report.bytes_up
+        facts = _facts(report, self._bytes_up)
+        seconds = report.seconds.total
+        self._print(f"round {report.round_index + 1}/{report.rounds}  {facts}  {seconds:.1f} s")
+
+    def message(self, text: str) -> None:
+        """Print it."""
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(escape(text), soft_wrap=True)
+
+
+class ProgressObserver:
+    """Two bars: the rounds with Dice, MB and ε, and the piece of work at hand."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._rounds: TaskID | None = None
+        self._work = progress.add_task("starting", total=1, visible=False, facts="")
+        self._bytes_up = 0
+
+    def run_started(self, info: RunInfo) -> None:
+        """Print what will run, and show the bar of rounds."""
+        for line in _introduction(info):
+            self.message(line)
+        self._rounds = self._progress.add_task(
+            "rounds", total=info.rounds, completed=info.first_round, facts="Dice -  0.0 MB up  ε -"
+        )
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Move the bar of the work at hand."""
+        self._progress.update(
+            self._work, description=escape(name), completed=done, total=max(total, 1), visible=done < total
+        )
+
+    def round_finished(self, report: RoundReport) -> None:
+        """Move the bar of rounds."""
+        self._bytes_up += report.bytes_up
+        facts = _facts(report, self._bytes_up)
+        self._progress.update(self._work, visible=False)
+        if self._rounds is not None:
+            self._progress.update(self._rounds, completed=report.round_index + 1, facts=escape(facts))
+
+    def message(self, text: str) -> None:
+        """Print it above the bars."""
+        self._progress.console.print(escape(text), soft_wrap=True)
+
+
+def _introduction(info: RunInfo) -> list[str]:
+    key = "" if info.key_mode in ("none", "pairwise") else f" ({info.key_mode} key)"
+    lines = [
+        f"{len(info.sites)} sites: {', '.join(info.sites)}",
+        f"{info.parameters:,} parameters, added with {info.scheme}{key}, threshold {info.threshold}",
+        f"privacy: {info.privacy}",
+        f"run: {info.run}",
+    ]
+    if info.first_round:
+        lines.append(f"going on after round {info.first_round} of {info.rounds}")
+    return lines
+
+
+def _facts(report: RoundReport, bytes_up: int) -> str:
+    dice = "-" if report.dice is None else f"{report.dice:.3f}"
+    epsilon = "-" if report.epsilon is None else f"{report.epsilon:.2f}"
+    facts = f"Dice {dice}  {bytes_up / 1e6:.1f} MB up  ε {epsilon}"
+    if report.dropped:
+        facts += f"  without {', '.join(report.dropped)}"
+    return facts
