@@ -1,0 +1,1 @@
+"""Differential privacy on integers: clip, noise, plan, account. NumPy only; accountants load when asked."""

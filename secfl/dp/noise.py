@@ -1,12 +1,12 @@
 """Integer noise from a cryptographic stream, and the step that makes an update private.
 
-Noise is drawn by inverting the distribution function over an AES-256-CTR stream (`secfl.dp.tables`), never from
-`numpy.random` or torch: a statistical generator can be predicted, and floating-point noise leaks through the
-gaps between floating-point numbers (Mironov 2012, "On significance of the least significant bits for
+Noise is drawn by inverting the distribution function over an AES-256-CTR stream (`secfl.dp.tables`), never
+from `numpy.random` or torch: a statistical generator can be predicted, and floating-point noise leaks through
+the gaps between floating-point numbers (Mironov 2012, "On significance of the least significant bits for
 differential privacy").
 
-Drawing does not take constant time: about one draw in twenty needs a search. Uploads leave at fixed deadlines,
-which is what the timing of a round reveals.
+Drawing does not take constant time: some draws need a search. Uploads leave at fixed deadlines, so that the
+timing of a round does not tell which.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _WordStream:
 
     def fill(self, words: NDArray[np.uint64]) -> None:
         """Overwrite at most one block of words."""
-        self._cipher.update_into(self._zeros[: words.nbytes], memoryview(words).cast("B"))
+        self._cipher.update_into(self._zeros[: words.nbytes], words.data.cast("B"))
 
     def more(self, count: int) -> NDArray[np.uint64]:
         """``count`` further words."""
@@ -79,7 +79,7 @@ class IntegerSampler:
 
     Attributes:
         family: Discrete Gaussian or Skellam.
-        sigma: In grid units: the parameter σ of the discrete Gaussian, the standard deviation of Skellam noise.
+        sigma: Grid units: the parameter σ of the discrete Gaussian, the standard deviation of Skellam noise.
         total_variation: Upper bound for the distance between one draw and the ideal distribution. Added to δ.
         reach: Largest absolute value that is ever drawn.
     """
@@ -123,10 +123,10 @@ class IntegerSampler:
 def integer_sampler(family: NoiseFamily, sigma: float) -> IntegerSampler:
     """The sampler for one family and width; a pure function, so results are kept.
 
-    Up to σ = 192 one table serves. Above, a draw is ``X1 + k * X2`` with two small tables and s1 / k = 5/2: for
-    the discrete Gaussian the sum differs from N_Z(σ²) by a factor within 1 ± 2·exp(-2π²·τ²), τ = s1·s2/σ
-    (docs/privacy.md, "Two tables"); for Skellam X2 is conditioned on the multiples of k, with the bound
-    given there. The deviation is part of `IntegerSampler.total_variation`.
+    Up to σ = 192 one table serves. Above, a draw is ``X1 + k * X2`` with two small tables and s1 / k = 5/2:
+    for the discrete Gaussian the sum differs from N_Z(σ²) by a factor within 1 ± 2·exp(-2π²·τ²),
+    τ = s1·s2/σ (docs/privacy.md, "Two tables"); for Skellam, k·X2 is conditioned on the multiples of k,
+    with the bound given there. The deviation is part of `IntegerSampler.total_variation`.
 
     Args:
         family: Discrete Gaussian or Skellam.
@@ -177,7 +177,7 @@ def integer_sampler(family: NoiseFamily, sigma: float) -> IntegerSampler:
 
 
 def noise_tail_bound(family: NoiseFamily, sigma: float, *, log2_probability: float) -> int:
-    """x with ``P(|X| > x) <= 2**log2_probability``, X a sum of independent shares of total width ``sigma``.
+    """Bound x with ``P(|X| > x) <= 2**log2_probability``, X a sum of shares of total width ``sigma``.
 
     Args:
         family: Discrete Gaussian (sub-Gaussian) or Skellam (Chernoff).

@@ -1,10 +1,11 @@
 """Exact tables for integer noise: probabilities in high precision, thresholds of 128 bits.
 
 A distribution on the integers becomes increasing thresholds ``c_0 < c_1 < ...`` in ``[0, 2**128)``. A uniform
-128-bit number selects the value whose interval holds it, so the table's own distribution is known exactly, and
-so is its total variation distance from the ideal one. That distance is charged to δ, never neglected.
+128-bit number selects the value whose interval holds it, so the table's own distribution is known exactly,
+and so is its total variation distance from the ideal one. That distance is charged to δ, never neglected.
 
-Everything here is arithmetic on Python integers and on `decimal`; no floating-point number decides a threshold.
+Everything here is arithmetic on Python integers and on `decimal`: no floating-point number decides a
+threshold.
 """
 
 from __future__ import annotations

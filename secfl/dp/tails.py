@@ -8,16 +8,16 @@ __all__ = ["discrete_gaussian_tail", "skellam_tail"]
 
 
 def discrete_gaussian_tail(variance: float, bits: float) -> float:
-    """x with ``P(|X| >= x) <= 2**-bits`` for a sum X of discrete Gaussians with total parameter ``variance``.
+    """Bound x with ``P(|X| >= x) <= 2**-bits`` for a sum X of discrete Gaussians, ``variance`` in total.
 
-    The discrete Gaussian is sub-Gaussian with its own σ (Canonne, Kamath, Steinke 2020, "The Discrete Gaussian
-    for Differential Privacy", Corollary 17), hence so is a sum of independent ones.
+    The discrete Gaussian is sub-Gaussian with its own σ (Canonne, Kamath, Steinke 2020, "The Discrete
+    Gaussian for Differential Privacy", Corollary 17), hence so is a sum of independent ones.
     """
     return math.sqrt(2 * variance * (bits + 1) * math.log(2))
 
 
 def skellam_tail(variance: float, bits: float) -> float:
-    """x with ``P(|X| >= x) <= 2**-bits`` for Skellam noise of this variance, by Chernoff's bound.
+    """Bound x with ``P(|X| >= x) <= 2**-bits`` for Skellam noise of this variance, by Chernoff's bound.
 
     ``P(X >= x) <= exp(variance * (cosh(h) - 1) - h x)``, least at ``h = asinh(x / variance)``.
     """

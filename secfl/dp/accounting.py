@@ -1,0 +1,288 @@
+"""From events to ε. Every figure is an upper bound for the mechanism that ran.
+
+Two accountants: privacy loss distributions (dp-accounting), and Rényi (`secfl.dp.rdp`, computed here).
+Without sampling the Gaussian mechanism is solved exactly. The integer mechanisms add two remainders: a pure one (the
+discrete Gaussian is not quite a post-processed Gaussian), and the sampler's distance from ideal noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from secfl.dp.analytic import analytic_gaussian_epsilon
+from secfl.dp.events import DpEvent, Gaussian, IntegerNoise, Leaf, NonPrivate, leaves
+from secfl.dp.integer import gaussian_equivalent
+from secfl.dp.noise import NoiseFamily
+from secfl.dp.rdp import ORDERS, rdp_of_leaf, rdp_to_epsilon
+from secfl.errors import ConfigError, UnsupportedEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "SMALLEST_FFT_DELTA",
+    "Accountant",
+    "Relation",
+    "delta_with_cryptography",
+    "epsilon",
+    "epsilon_reference",
+]
+
+SMALLEST_FFT_DELTA: Final = 1e-12
+"""Below it, the rounding errors of the FFT are no longer small beside δ."""
+
+_INTERVAL: Final = 5e-4  # discretisation of privacy losses; "connect the dots" rounds to the pessimistic side
+_DISTINCT: Final = 48  # more distinct mechanisms than this are merged, each to a worse one
+
+
+class Relation(StrEnum):
+    """Which data sets are neighbours."""
+
+    ADD_REMOVE = "add_remove"
+    ZERO_OUT = "zero_out"
+    REPLACE_ONE = "replace_one"
+
+
+class Accountant(StrEnum):
+    """How ε is computed. AUTO: exact without sampling, else PLD where it applies, else RDP."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+    PLD = "pld"
+    RDP = "rdp"
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """Events as Gaussians: (multiplier, sampling probability) -> count, and what must be added."""
+
+    gaussians: tuple[tuple[float, float, int], ...]
+    remainder: float  # R over all releases
+    sampler_error: float  # total variation over all releases and coordinates
+    other: bool  # there are mechanisms without Gaussian equivalent
+    infinite: bool
+
+
+def _flatten(counts: Mapping[Leaf, int]) -> _Flat:
+    gaussians: dict[tuple[float, float], int] = {}
+    remainder = sampler_error = 0.0
+    other = infinite = False
+    for leaf, count in counts.items():
+        mechanism = leaf.mechanism
+        if isinstance(mechanism, NonPrivate):
+            infinite = True
+            continue
+        if isinstance(mechanism, IntegerNoise):
+            sampler_error += count * mechanism.dimension * mechanism.sampler_error
+            if mechanism.family is not NoiseFamily.DISCRETE_GAUSSIAN:
+                other = True
+                continue
+            equivalent = gaussian_equivalent(mechanism)
+            multiplier = equivalent.noise_multiplier
+            remainder += count * equivalent.remainder
+        elif isinstance(mechanism, Gaussian):
+            multiplier = mechanism.noise_multiplier
+        else:
+            other = True
+            continue
+        key = (multiplier, leaf.sampling_probability)
+        gaussians[key] = gaussians.get(key, 0) + count
+    return _Flat(
+        gaussians=tuple(sorted((z, q, count) for (z, q), count in gaussians.items())),
+        remainder=remainder,
+        sampler_error=sampler_error,
+        other=other,
+        infinite=infinite,
+    )
+
+
+def epsilon(
+    event: DpEvent,
+    *,
+    delta: float,
+    accountant: Accountant = Accountant.AUTO,
+    relation: Relation = Relation.ADD_REMOVE,
+) -> float:
+    """ε at δ, proved for the mechanisms in ``event``; infinite if one of them has no guarantee.
+
+    Args:
+        event: Everything that was released to the adversary.
+        delta: Above 0 and below 1; the PLD accountant needs at least 1e-12.
+        accountant: See `Accountant`.
+        relation: Neighbours. Replace-one needs sensitivities of a replacement in the events.
+
+    Raises:
+        UnsupportedEvent: No sound accounting is known: replace-one under Poisson sampling, zCDP under
+            sampling, an accountant that does not cover an event.
+        ConfigError: δ out of range.
+    """
+    _check_delta(delta)
+    counts = leaves(event)
+    if relation is Relation.REPLACE_ONE and any(leaf.sampling_probability < 1 for leaf in counts):
+        raise UnsupportedEvent("replace-one neighbours under Poisson sampling")
+    flat = _flatten(counts)
+    if flat.infinite:
+        return math.inf
+    if not counts:
+        return 0.0
+    chosen = _choose(accountant, flat, delta)
+
+    def ideal(remaining: float) -> float:
+        if chosen is Accountant.RDP:
+            curve = {
+                order: math.fsum(count * rdp_of_leaf(leaf, order) for leaf, count in counts.items())
+                for order in ORDERS
+            }
+            return rdp_to_epsilon(curve, remaining)
+        remaining *= math.exp(-flat.remainder)
+        return _gaussian_epsilon(flat.gaussians, remaining, chosen) + 2 * flat.remainder
+
+    return _with_sampler_error(ideal, delta, flat.sampler_error)
+
+
+def _with_sampler_error(ideal: Any, delta: float, error: float) -> float:
+    """Smallest found ε with δ_ideal(ε) + (1 + e^ε)·error <= δ; infinite when the error eats all of δ."""
+    guess: float = ideal(delta)
+    if error == 0 or math.isinf(guess):
+        return guess
+    for _ in range(4):
+        # At the true answer the charge is at most the charge at any larger ε: try one a little above.
+        upper = guess + 1e-6
+        if upper > 700:
+            return math.inf
+        remaining = delta - (1 + math.exp(upper)) * error
+        if remaining <= 0:
+            return math.inf
+        found: float = ideal(remaining)
+        if found <= upper:
+            return found
+        guess = found
+    return math.inf
+
+
+def _choose(accountant: Accountant, flat: _Flat, delta: float) -> Accountant:
+    sampled = any(rate < 1 for _, rate, _ in flat.gaussians)
+    if accountant is Accountant.AUTO:
+        if flat.other:
+            return Accountant.RDP
+        if not sampled:
+            return Accountant.EXACT
+        return Accountant.PLD if delta >= 2 * SMALLEST_FFT_DELTA else Accountant.RDP
+    if accountant is Accountant.RDP:
+        return accountant
+    if flat.other:
+        raise UnsupportedEvent(f"the {accountant} accountant covers Gaussian mechanisms only")
+    if accountant is Accountant.EXACT and sampled:
+        raise UnsupportedEvent("no exact accounting under sampling")
+    if accountant is Accountant.PLD and delta < SMALLEST_FFT_DELTA:
+        raise ConfigError(f"delta below {SMALLEST_FFT_DELTA:g}: out of reach for the PLD accountant")
+    return accountant
+
+
+def epsilon_reference(event: DpEvent, *, delta: float) -> float:
+    """ε of the same releases with continuous Gaussian noise (exact or PLD): for comparison, not a claim.
+
+    Integer noise counts as a Gaussian of the same width; zCDP has no such figure and is refused.
+    """
+    _check_delta(delta)
+    gaussians: dict[tuple[float, float], int] = {}
+    for leaf, count in leaves(event).items():
+        mechanism = leaf.mechanism
+        if isinstance(mechanism, NonPrivate):
+            return math.inf
+        if not isinstance(mechanism, Gaussian | IntegerNoise):
+            raise UnsupportedEvent(f"{type(mechanism).__name__}: has no Gaussian reference")
+        key = (mechanism.noise_multiplier, leaf.sampling_probability)
+        gaussians[key] = gaussians.get(key, 0) + count
+    flat = tuple(sorted((z, q, count) for (z, q), count in gaussians.items()))
+    sampled = any(rate < 1 for _, rate, _ in flat)
+    return _gaussian_epsilon(flat, delta, Accountant.PLD if sampled else Accountant.EXACT)
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ConfigError("delta: expected above 0 and below 1")
+
+
+@lru_cache(maxsize=1024)
+def _gaussian_epsilon(
+    gaussians: tuple[tuple[float, float, int], ...], delta: float, accountant: Accountant
+) -> float:
+    """ε of Gaussians with (multiplier, rate, count); pure, so results are kept."""
+    if not gaussians:
+        return 0.0
+    if accountant is Accountant.EXACT:
+        return analytic_gaussian_epsilon(delta, math.fsum(c / (z * z) for z, _, c in gaussians) ** -0.5)
+    distribution = _loss_distribution(gaussians)
+    return float(distribution.get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=64)
+def _loss_distribution(gaussians: tuple[tuple[float, float, int], ...]) -> Any:
+    """The composed privacy loss distribution (dp-accounting), rounded to the pessimistic side."""
+    from dp_accounting.pld import privacy_loss_distribution
+
+    merged = _merge(gaussians)
+    interval = _INTERVAL
+    rough = rdp_to_epsilon(
+        {
+            order: math.fsum(count * rdp_of_leaf(Leaf(Gaussian(z), q), order) for z, q, count in merged)
+            for order in (2, 3, 4, 8, 16, 32, 64)
+        },
+        1e-6,
+    )
+    while rough > 1e5 * interval:
+        interval *= 2
+    composed = None
+    for multiplier, rate, count in merged:
+        single = privacy_loss_distribution.from_gaussian_mechanism(
+            multiplier, value_discretization_interval=interval, sampling_prob=rate
+        )
+        many = single.self_compose(count) if count > 1 else single
+        composed = many if composed is None else composed.compose(many)
+    return composed
+
+
+def _merge(gaussians: tuple[tuple[float, float, int], ...]) -> tuple[tuple[float, float, int], ...]:
+    """At most `_DISTINCT` mechanisms, each replaced by one with no more noise and no less sampling.
+
+    Sound because ε falls with the multiplier and rises with the sampling probability.
+    """
+    width = 1e-3
+    merged = gaussians
+    while len(merged) > _DISTINCT:
+        groups: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
+        for z, q, count in gaussians:
+            cell = (math.floor(math.log(z) / width), math.ceil(math.log(q) / width))
+            groups.setdefault(cell, []).append((z, q, count))
+        merged = tuple(
+            sorted(
+                (min(z for z, _, _ in group), max(q for _, q, _ in group), sum(c for _, _, c in group))
+                for group in groups.values()
+            )
+        )
+        width *= 1.5
+    return merged
+
+
+def delta_with_cryptography(delta: float, epsilon: float, *, advantage_log2: float) -> float:
+    """δ of a row that rests on cryptography: ``δ + (1 + e^ε)·a``.
+
+    Replacing the protocol by its ideal sum changes the adversary's output distribution by at most its
+    distinguishing advantage a, once for each of the two neighbours.
+
+    Args:
+        delta: Of the differentially private sum alone.
+        epsilon: The ε beside it.
+        advantage_log2: log2 of the advantages summed over hybrids and rounds; ``-inf`` without cryptography.
+    """
+    if math.isinf(advantage_log2) and advantage_log2 < 0:
+        return delta
+    if advantage_log2 >= 0 or epsilon > 700:
+        return 1.0
+    advantage: float = math.exp2(advantage_log2)
+    return min(1.0, delta + (1 + math.exp(epsilon)) * advantage)

@@ -1,0 +1,358 @@
+"""The privacy plan: everything that ε depends on, fixed before a run and bound into every round.
+
+A plan gives the event that each adversary sees, the noise that each client adds, and by bisection the noise
+multiplier that a wanted ε needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from typing import Any, Final
+
+import rfc8785
+
+from secfl.dp.accounting import Accountant, Relation, epsilon, epsilon_reference
+from secfl.dp.effective import z_effective
+from secfl.dp.events import DpEvent, IntegerNoise, PoissonSampled, compose
+from secfl.dp.integer import SMALLEST_SHARE
+from secfl.dp.noise import NoiseFamily, NoiseShare, noise_tail_bound
+from secfl.errors import ConfigError, PrivacyError
+from secfl.guarantees import Behaviour, UnitOfPrivacy
+from secfl.types import MAX_VECTOR_LENGTH, join_fields
+
+__all__ = ["PrivacyPlan", "Rounding", "Schedule", "modulus_bits"]
+
+WEAK_EPSILON: Final = 20.0
+"""Above this ε in the aggregator's view a plan needs explicit consent."""
+
+_LARGEST_Z: Final = 1e5
+_WRAP_BITS: Final = 40
+
+
+class Rounding(StrEnum):
+    """When real numbers go on the grid: each unit's before the sum (sensitivity G), or the sum once."""
+
+    EACH_UNIT = "each_unit"
+    ONCE = "once"
+
+
+class Schedule(StrEnum):
+    """What is aggregated: every step (noise of all clients counts), or whole rounds (own noise only)."""
+
+    STEP = "step"
+    ROUND = "round"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyPlan:
+    """What is released, how often, and with how much noise.
+
+    Attributes:
+        unit: Whose presence is hidden.
+        relation: Add/remove or zero-out (the same figures here), or replace-one (full participation only;
+            sensitivity 2G).
+        clip_norm: C, L2 bound of one unit's contribution, in units of the update.
+        grid_norm: G, the same bound on the integer grid; one grid step is C/G.
+        dimension: d, coordinates of the vector with noise.
+        noise_multiplier: z, standard deviation of the noise of all planned shares over the sensitivity.
+        releases: T, sums with noise over the whole run (rounds, or steps).
+        cohort_size: n, invited clients.
+        threshold: t, fewest survivors.
+        delta: Of the whole run.
+        sampling_rate: q, each patient's chance per release; 1 when everybody takes part.
+        planned_clients: m, shares that make up the noise; 0 means n.
+        family: Discrete Gaussian or Skellam.
+        rounding: See `Rounding`.
+        schedule: See `Schedule`. Under ``round`` every client adds the whole noise (m = 1).
+        noise_decay: κ; release number i uses the multiplier z·κ^i. Announced, 1 for constant noise.
+    """
+
+    unit: UnitOfPrivacy
+    clip_norm: float
+    grid_norm: int
+    dimension: int
+    noise_multiplier: float
+    releases: int
+    cohort_size: int
+    threshold: int
+    delta: float
+    relation: Relation = Relation.ADD_REMOVE
+    sampling_rate: float = 1.0
+    planned_clients: int = 0
+    family: NoiseFamily = NoiseFamily.DISCRETE_GAUSSIAN
+    rounding: Rounding = Rounding.EACH_UNIT
+    schedule: Schedule = Schedule.STEP
+    noise_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        _between("clip_norm", self.clip_norm, 1e-12, 1e12)
+        _between("grid_norm", self.grid_norm, 1, 2**40)
+        _between("dimension", self.dimension, 1, MAX_VECTOR_LENGTH)
+        _between("noise_multiplier", self.noise_multiplier, 1e-3, _LARGEST_Z)
+        _between("releases", self.releases, 1, 10**7)
+        _between("cohort_size", self.cohort_size, 1, 10**4)
+        _between("threshold", self.threshold, 1, self.cohort_size)
+        _between("planned_clients", self.planned_clients, 0, self.cohort_size)
+        _between("noise_decay", self.noise_decay, 0.5, 2.0)
+        if not 0 < self.delta < 1:
+            raise ConfigError("delta: expected above 0 and below 1")
+        if not 0 < self.sampling_rate <= 1:
+            raise ConfigError("sampling_rate: expected above 0 and at most 1")
+        if self.unit is UnitOfPrivacy.CLIENT:
+            if self.sampling_rate < 1:
+                raise ConfigError("sampling_rate: the cohort is public, clients are not sampled in secret")
+            if self.relation is Relation.ADD_REMOVE:
+                raise ConfigError(
+                    "relation: the cohort is public, so client level means zero_out or replace_one"
+                )
+        if self.relation is Relation.REPLACE_ONE and self.sampling_rate < 1:
+            raise ConfigError("relation: replace_one cannot be combined with Poisson sampling")
+        if self.schedule is Schedule.ROUND and self.planned_clients > 1:
+            raise ConfigError(
+                "planned_clients: under the schedule 'round' each client's own noise is the whole"
+            )
+        if self.family is NoiseFamily.DISCRETE_GAUSSIAN:
+            least = min(1.0, self.noise_decay ** (self.releases - 1))
+            if self.share_sigma() * least < SMALLEST_SHARE:
+                raise ConfigError(
+                    f"grid_norm: a noise share of {self.share_sigma() * least:.3g} grid units, "
+                    f"at least {SMALLEST_SHARE:g} are needed; raise grid_norm"
+                )
+
+    # --- sizes
+
+    @property
+    def shares(self) -> int:
+        """m: how many clients' shares make up the noise multiplier."""
+        if self.schedule is Schedule.ROUND:
+            return 1
+        return self.planned_clients or self.cohort_size
+
+    @property
+    def sensitivity(self) -> int:
+        """L2 sensitivity of the integer sum after rounding, grid units."""
+        bound = self.grid_norm
+        if self.rounding is Rounding.ONCE:
+            bound += math.isqrt(self.dimension - 1) + 1  # at most half a step a coordinate, twice
+        return 2 * bound if self.relation is Relation.REPLACE_ONE else bound
+
+    def total_sigma(self) -> float:
+        """Width of all planned shares together, grid units."""
+        return self.noise_multiplier * self.sensitivity
+
+    def share_sigma(self) -> float:
+        """Width of one client's share, grid units."""
+        return self.total_sigma() / math.sqrt(self.shares)
+
+    def noise_share(self, release: int = 0) -> NoiseShare:
+        """What one client adds in release number ``release`` (from 0)."""
+        return NoiseShare(family=self.family, sigma=self.share_sigma() * self.noise_decay**release)
+
+    # --- events
+
+    def event_of_release(self, z: float | None = None, *, release: int = 0) -> DpEvent:
+        """What one release costs against an adversary who faces the multiplier ``z`` (default: all shares).
+
+        Args:
+            z: From `secfl.dp.effective`, before decay; at least that of one share.
+            release: Number of the release, for announced decay.
+        """
+        base = self.noise_multiplier if z is None else z
+        unknown = max(1, round((base / self.noise_multiplier) ** 2 * self.shares))
+        share = self.noise_share(release)
+        mechanism = IntegerNoise(
+            family=self.family,
+            sigma=base * self.sensitivity * self.noise_decay**release,
+            sensitivity=self.sensitivity,
+            dimension=self.dimension,
+            shares=unknown,
+            smallest_share=share.sigma,
+            sampler_error=share.sampler().total_variation * self.shares,
+        )
+        if self.sampling_rate < 1:
+            return PoissonSampled(self.sampling_rate, mechanism)
+        return mechanism
+
+    def event(self, z: float | None = None, *, releases: int | None = None) -> DpEvent:
+        """The event tree of the first ``releases`` releases (default: all)."""
+        count = self.releases if releases is None else releases
+        if self.noise_decay == 1.0:
+            return compose([self.event_of_release(z)] * count)
+        return compose(self.event_of_release(z, release=index) for index in range(count))
+
+    def z_aggregator(self, behaviour: Behaviour = Behaviour.MALICIOUS, *, colluders: int = 0) -> float:
+        """Multiplier against the aggregator with ``colluders`` clients, planned at t survivors."""
+        if self.schedule is Schedule.ROUND:
+            return self.noise_multiplier
+        return z_effective(
+            self.noise_multiplier,
+            self.shares,
+            survivors=self.threshold if behaviour is Behaviour.MALICIOUS else self.cohort_size,
+            colluders=colluders,
+            threshold=self.threshold,
+            cohort_size=self.cohort_size,
+            behaviour=behaviour,
+        )
+
+    def epsilon(self, z: float | None = None, *, accountant: Accountant = Accountant.AUTO) -> float:
+        """ε of the whole run against the multiplier ``z``, proved for the integer mechanism."""
+        return epsilon(self.event(z), delta=self.delta, accountant=accountant, relation=self.relation)
+
+    def epsilon_reference(self, z: float | None = None) -> float:
+        """ε of the same run with continuous Gaussian noise: for comparison, not a claim."""
+        return epsilon_reference(self.event(z), delta=self.delta)
+
+    def refuse_if_weak(self, *, accept_weak: bool) -> None:
+        """Refuse a plan that promises next to nothing.
+
+        Raises:
+            PrivacyError: ε in the curious aggregator's view exceeds 20 and ``accept_weak`` is false.
+        """
+        reached = self.epsilon(self.z_aggregator(Behaviour.CURIOUS))
+        if reached > WEAK_EPSILON and not accept_weak:
+            raise PrivacyError(
+                f"epsilon {reached:.2f} in the aggregator's view exceeds {WEAK_EPSILON:g}; more noise, "
+                "fewer releases, or --accept-weak"
+            )
+
+    def calibrated(
+        self,
+        epsilon: float,
+        *,
+        behaviour: Behaviour = Behaviour.MALICIOUS,
+        colluders: int = 0,
+        accountant: Accountant = Accountant.AUTO,
+    ) -> PrivacyPlan:
+        """The plan with the least noise multiplier whose ε against this adversary is at most ``epsilon``.
+
+        Bisection on the accountant to a relative 1e-4; the side that satisfies the target is returned.
+
+        Args:
+            epsilon: Target of the whole run.
+            behaviour: The aggregator planned for; malicious means at t survivors.
+            colluders: Clients that collude with it.
+            accountant: See `secfl.dp.accounting.Accountant`.
+
+        Raises:
+            PrivacyError: No multiplier up to 1e5 reaches the target.
+        """
+        if not (epsilon > 0 and math.isfinite(epsilon)):
+            raise ConfigError("epsilon: expected a positive number")
+
+        def reached(plan: PrivacyPlan) -> float:
+            return plan.epsilon(plan.z_aggregator(behaviour, colluders=colluders), accountant=accountant)
+
+        return _least_noise(self, epsilon, reached)
+
+    # --- files
+
+    def to_json(self) -> str:
+        """Canonical JSON (RFC 8785)."""
+        return bytes(rfc8785.dumps(self.to_dict())).decode()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, enums as their strings."""
+        return {name: str(v) if isinstance(v, StrEnum) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, text: str) -> PrivacyPlan:
+        """The inverse of `to_json`; `ConfigError` for anything else."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ConfigError("privacy plan: not JSON") from None
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: object) -> PrivacyPlan:
+        """The inverse of `to_dict`; `ConfigError` for unknown, missing or wrong fields."""
+        names = {item.name: item.type for item in fields(cls)}
+        if not isinstance(data, dict) or set(data) != set(names):
+            raise ConfigError(f"privacy plan: expected exactly the fields {', '.join(sorted(names))}")
+        values: dict[str, Any] = {}
+        for name, kind in names.items():
+            raw = data[name]
+            if kind in _ENUMS:
+                if raw not in set(_ENUMS[kind]):
+                    raise ConfigError(f"privacy plan: {name}: expected one of {', '.join(_ENUMS[kind])}")
+                values[name] = _ENUMS[kind](raw)
+            elif kind == "int" and isinstance(raw, float) and raw.is_integer() and abs(raw) < 2**53:
+                values[name] = int(raw)
+            elif isinstance(raw, bool) or not isinstance(raw, int | float if kind == "float" else int):
+                raise ConfigError(f"privacy plan: {name}: expected a number")
+            else:
+                values[name] = float(raw) if kind == "float" else raw
+        return cls(**values)
+
+    def digest(self) -> bytes:
+        """SHA-256 that goes into every `RoundSpec`."""
+        return hashlib.sha256(join_fields(b"secfl/v1/privacy-plan", self.to_json().encode())).digest()
+
+
+_ENUMS: Final[dict[Any, type[StrEnum]]] = {
+    "UnitOfPrivacy": UnitOfPrivacy,
+    "Relation": Relation,
+    "NoiseFamily": NoiseFamily,
+    "Rounding": Rounding,
+    "Schedule": Schedule,
+}
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name}: {value:g}, expected {low:g} to {high:g}")
+
+
+def _least_noise(plan: PrivacyPlan, target: float, reached: Callable[[PrivacyPlan], float]) -> PrivacyPlan:
+    """Bisection: the smallest multiplier (relative 1e-4) that meets the target."""
+
+    def at(z: float) -> PrivacyPlan:
+        return replace(plan, noise_multiplier=z)
+
+    def meets(z: float) -> bool:
+        try:
+            return reached(at(z)) <= target
+        except ConfigError:  # too little noise for the grid: search above
+            return False
+
+    high = max(plan.noise_multiplier, 0.5)
+    while not meets(high):
+        high *= 2
+        if high > _LARGEST_Z:
+            raise PrivacyError(f"no noise multiplier up to {_LARGEST_Z:g} reaches epsilon {target:g}")
+    low = high / 2
+    while low > 1e-3 and meets(low):
+        low, high = low / 2, low
+    while high > low * (1 + 1e-4):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return at(high)
+
+
+def modulus_bits(
+    *,
+    signal_bound: int,
+    family: NoiseFamily,
+    total_sigma: float,
+    coordinates: int,
+    releases: int,
+) -> int:
+    """Least b such that the sum fits into ``[-2**(b-1), 2**(b-1))`` except with probability 2^-40 per run.
+
+    Args:
+        signal_bound: Public bound of one coordinate's sum without noise, over all clients, grid units.
+        family: Noise family.
+        total_sigma: Width of all clients' noise together, grid units; 0 without noise.
+        coordinates: d.
+        releases: T; the union is over d·T draws.
+    """
+    noise = 0
+    if total_sigma > 0:
+        log2_probability = -_WRAP_BITS - math.log2(coordinates) - math.log2(releases)
+        noise = noise_tail_bound(family, total_sigma, log2_probability=log2_probability)
+    return (signal_bound + noise).bit_length() + 1
