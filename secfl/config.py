@@ -93,12 +93,15 @@ class DataConfig(_Section):
         phantom_images: Images per site of the phantom (train and test together).
         image_size: Side of the phantom's images, pixels.
         test_fraction: Share of each site's patients kept for the test where there is no ``splits.json``.
+        normalization: Of folder images, inside the field of view: one mean and deviation per image and channel,
+            or ``local`` ones around every pixel, which also removes uneven illumination.
     """
 
     source: str = "phantom"
     phantom_images: int = Field(default=60, ge=8, le=100_000)
     image_size: int = Field(default=96, ge=32, le=1024)
     test_fraction: float = Field(default=0.25, gt=0, lt=1)
+    normalization: Literal["zscore", "local"] = "zscore"
 
     @property
     def is_phantom(self) -> bool:

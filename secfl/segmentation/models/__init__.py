@@ -1,0 +1,5 @@
+"""Model families, by name. One file per family; torch is loaded when a model is built."""
+
+from secfl.segmentation.models.registry import ModelSpec, build_model, families
+
+__all__ = ["ModelSpec", "build_model", "families"]

@@ -1,0 +1,82 @@
+"""What every data source delivers: cases by site, already checked.
+
+Arrays are channel-first NumPy: ``image`` is float32 of shape ``(channels, *spatial)``, ``labels`` uint8 of
+shape ``(*spatial)``, ``valid`` (the field of view) boolean of the same shape or ``None`` for "all".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secfl.errors import DataError
+
+__all__ = ["Case", "Dataset", "SiteData"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One image with its truth.
+
+    Attributes:
+        name: Stem of the file, or the phantom's number. Stays on the site.
+        patient: Whose image it is. Stays on the site.
+        image: float32, shape ``(channels, *spatial)``, normalised.
+        labels: uint8, shape ``(*spatial)``, 0 is background.
+        valid: bool, shape ``(*spatial)``: where loss and metrics count; ``None`` for everywhere.
+        spacing: Size of a pixel along each spatial axis in mm; ``None``: distances are in pixels.
+    """
+
+    name: str
+    patient: str
+    image: NDArray[np.float32] = field(repr=False)
+    labels: NDArray[np.uint8] = field(repr=False)
+    valid: NDArray[np.bool_] | None = field(default=None, repr=False)
+    spacing: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.shape[1:] != self.labels.shape:
+            raise DataError(f"{self.name}: image and mask differ in size")
+        if self.valid is not None and self.valid.shape != self.labels.shape:
+            raise DataError(f"{self.name}: mask and field of view differ in size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteData:
+    """One site's cases. No patient is in both parts."""
+
+    name: str
+    train: tuple[Case, ...] = field(repr=False)
+    test: tuple[Case, ...] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.train or not self.test:
+            part = "training" if not self.train else "test"
+            raise DataError(
+                f"site {self.name}: no {part} image; expected at least one training and one test image"
+            )
+        shared = {case.patient for case in self.train} & {case.patient for case in self.test}
+        if shared:
+            raise DataError(f"site {self.name}: {len(shared)} patients are in both training and test images")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """All sites that this process may see; in deployment that is one.
+
+    Attributes:
+        sites: Site name -> its cases, sorted by name.
+        channels: Image channels, the same everywhere.
+        classes: Number of labels including background.
+        class_names: One name per label, ``class_names[0]`` is the background.
+        is_phantom: Whether no image shows a person.
+    """
+
+    sites: Mapping[str, SiteData] = field(repr=False)
+    channels: int
+    classes: int
+    class_names: tuple[str, ...]
+    is_phantom: bool

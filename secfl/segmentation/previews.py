@@ -1,0 +1,33 @@
+"""Pictures for people: image, truth and prediction side by side."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secfl.segmentation.data.cases import Case
+
+__all__ = ["side_by_side"]
+
+_COLOURS = np.array(
+    [[0, 0, 0], [230, 60, 50], [60, 140, 240], [70, 190, 90], [240, 190, 40], [170, 90, 220], [60, 200, 200]],
+    np.uint8,
+)
+
+
+def side_by_side(case: Case, prediction: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image, the truth and the prediction of a 2-D case: uint8, shape ``(height, 3 * width, 3)``."""
+    return np.hstack([_shown(case), _coloured(case, case.labels), _coloured(case, prediction)])
+
+
+def _shown(case: Case) -> NDArray[np.uint8]:
+    low, high = np.percentile(case.image, [0.5, 99.5])
+    scaled = np.clip((case.image - low) * (255.0 / max(high - low, 1e-6)), 0, 255).astype(np.uint8)
+    planes = scaled if scaled.shape[0] == 3 else np.repeat(scaled[:1], 3, axis=0)
+    return np.moveaxis(planes, 0, -1)
+
+
+def _coloured(case: Case, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    inside = np.ones(labels.shape, dtype=bool) if case.valid is None else case.valid
+    colour = _COLOURS[1 + (labels.astype(int) - 1) % (len(_COLOURS) - 1)] * (labels > 0)[..., None]
+    return np.where(inside[..., None], colour, np.uint8(40)).astype(np.uint8)

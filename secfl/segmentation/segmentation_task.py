@@ -1,0 +1,232 @@
+"""The segmentation task behind the plug point: data, model, training and evaluation as one `Task`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secfl.config import DataConfig, RunConfig
+from secfl.errors import ConfigError
+from secfl.randomness import ExperimentSeed
+from secfl.segmentation.data.cases import Case, Dataset
+from secfl.segmentation.models.registry import ModelSpec, build_model, families
+from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State, Task
+from secfl.types import join_fields
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from secfl.segmentation.augmentation import Sample
+
+__all__ = ["DEFAULT_PHANTOM_SITES", "SegmentationTask", "build_task", "load_dataset"]
+
+DEFAULT_PHANTOM_SITES = 3
+_PREVIEWS_PER_SITE = 3
+
+
+def build_task(config: RunConfig) -> Task:
+    """Read all data and check it, and check that the model can be built. Nothing is written.
+
+    Raises:
+        ConfigError: An unknown model, a device that is not there, or another number of clients than sites.
+        DataError: An input file that cannot be used; the message names it.
+    """
+    if config.model.name not in families():
+        raise ConfigError(
+            f"model.name: {config.model.name!r} is unknown; expected one of {', '.join(families())}"
+        )
+    return SegmentationTask(config, load_dataset(config))
+
+
+def load_dataset(config: RunConfig) -> Dataset:
+    """Read or generate the data that the configuration names."""
+    from secfl.segmentation.data.folder import read_folder
+    from secfl.segmentation.data.phantom import make_phantom_dataset
+
+    data: DataConfig = config.data
+    seed = ExperimentSeed(config.seed)
+    if data.is_phantom:
+        return make_phantom_dataset(
+            sites=config.clients or DEFAULT_PHANTOM_SITES,
+            images_per_site=data.phantom_images,
+            size=data.image_size,
+            test_fraction=data.test_fraction,
+            seed=seed,
+        )
+    dataset = read_folder(
+        Path(data.source), test_fraction=data.test_fraction, seed=seed, normalization=data.normalization
+    )
+    if config.clients is not None and config.clients != len(dataset.sites):
+        raise ConfigError(
+            f"--clients {config.clients}: {data.source} has {len(dataset.sites)} sites; "
+            "leave --clients out or make them equal"
+        )
+    return dataset
+
+
+class SegmentationTask:
+    """A `Task` over a `Dataset`, trained with torch.
+
+    Args:
+        config: The run.
+        dataset: Every site's cases; they stay here.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        from secfl.segmentation.training import resolve_device
+
+        self._config = config
+        self._dataset = dataset
+        self._seed = ExperimentSeed(config.seed)
+        self._device: torch.device = resolve_device(config.training.device)
+        self._spec = ModelSpec(
+            family=config.model.name,
+            in_channels=dataset.channels,
+            classes=dataset.classes,
+            channels=config.model.channels,
+            normalization=config.model.normalization,
+        )
+        self._samples: dict[str, list[Sample]] = {}
+        self._new_model()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Site names, sorted; valid client names."""
+        return tuple(sorted(self._dataset.sites))
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether no image shows a person."""
+        return self._dataset.is_phantom
+
+    def digest(self) -> bytes:
+        """SHA-256 of the settings of data preparation, model and training, the seed and this package's code.
+
+        Left out, because sites may differ in them: where the images are, the device and its threads.
+        """
+        settings = {
+            "seed": self._config.seed,
+            "data": self._config.data.model_dump(mode="json", exclude={"source"}),
+            "model": self._config.model.model_dump(mode="json"),
+            "training": self._config.training.model_dump(mode="json", exclude={"device"}),
+            "channels": self._dataset.channels,
+            "classes": self._dataset.class_names,
+        }
+        canonical = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
+        return hashlib.sha256(
+            join_fields(b"secfl/v1/segmentation-task", canonical, self._code_digest)
+        ).digest()
+
+    @cached_property
+    def _code_digest(self) -> bytes:
+        return _digest_of_code(resources.files("secfl.segmentation"))
+
+    def examples(self, site: str) -> int:
+        """Training images of a site."""
+        return len(self._dataset.sites[site].train)
+
+    def initial_state(self) -> State:
+        """The first global model; the same for the same seed."""
+        from secfl.segmentation.models.state import state_of
+
+        return state_of(self._new_model())
+
+    def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
+        """Train ``local_epochs`` epochs from ``state`` on one site's training images."""
+        settings = self._config.training
+        trained, loss = self._train(
+            [site],
+            state,
+            first=round_index * settings.local_epochs,
+            epochs=settings.local_epochs,
+            total=settings.rounds * settings.local_epochs,
+            label=f"train/{site}/{round_index}",
+        )
+        return LocalResult(state=trained, examples=self.examples(site), loss=loss)
+
+    def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
+        """A model trained without federation on the given sites' pooled training images, in one go."""
+        epochs = rounds * self._config.training.local_epochs
+        label = "reference/" + "/".join(sorted(sites))
+        trained, _ = self._train(
+            sorted(sites), self.initial_state(), first=0, epochs=epochs, total=epochs, label=label
+        )
+        return trained
+
+    def evaluate(self, site: str, state: State) -> SiteMetrics:
+        """Metrics of a model on a site's test images, inside the field of view."""
+        from secfl.segmentation.metrics import measure
+
+        cases = self._dataset.sites[site].test
+        return measure(cases, self._predict(cases, state), classes=self._dataset.classes)
+
+    def previews(self, site: str, state: State) -> Sequence[Preview]:
+        """The first few test cases with prediction."""
+        from secfl.segmentation.previews import side_by_side
+
+        cases = self._dataset.sites[site].test[:_PREVIEWS_PER_SITE]
+        return [
+            Preview(site=site, case=case.name, pixels=side_by_side(case, prediction))
+            for case, prediction in zip(cases, self._predict(cases, state), strict=True)
+        ]
+
+    def _new_model(self) -> nn.Module:
+        return build_model(self._spec, seed=self._seed.derive("initial-state"))
+
+    def _model(self, state: State) -> nn.Module:
+        from secfl.segmentation.models.state import load_state
+
+        model = self._new_model()
+        load_state(model, state)
+        return model.to(self._device)
+
+    def _train(
+        self, sites: Sequence[str], state: State, *, first: int, epochs: int, total: int, label: str
+    ) -> tuple[State, float]:
+        from secfl.segmentation.models.state import state_of
+        from secfl.segmentation.training import Span, deterministic, samples_of, train_span
+
+        for site in sites:
+            if site not in self._samples:
+                self._samples[site] = samples_of(self._dataset.sites[site].train)
+        with deterministic(self._config.threads):
+            model = self._model(state)
+            loss = train_span(
+                model,
+                [sample for site in sites for sample in self._samples[site]],
+                settings=self._config.training,
+                span=Span(first=first, epochs=epochs, total=total),
+                multiple=self._spec.multiple,
+                seed=self._seed.derive(label),
+            )
+            return state_of(model), loss
+
+    def _predict(self, cases: Sequence[Case], state: State) -> list:
+        from secfl.segmentation.inference import predict
+        from secfl.segmentation.training import deterministic
+
+        with deterministic(self._config.threads):
+            return predict(
+                self._model(state),
+                [case.image for case in cases],
+                multiple=self._spec.multiple,
+            )
+
+
+def _digest_of_code(folder: Traversable, prefix: str = "") -> bytes:
+    """SHA-256 over the names and contents of a package's Python files."""
+    parts: list[bytes] = []
+    for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        name = f"{prefix}/{item.name}"
+        if item.is_dir() and item.name != "__pycache__":
+            parts += [name.encode(), _digest_of_code(item, name)]
+        elif item.name.endswith(".py"):
+            parts += [name.encode(), item.read_bytes()]
+    return hashlib.sha256(join_fields(*parts)).digest()
