@@ -85,7 +85,7 @@ class InsecureSeededRng:
     def fork(self, label: str) -> InsecureSeededRng:
         """A stream for ``label``, independent of how much of this one was read."""
         seed, _, path = self._path.partition("/")
-        return InsecureSeededRng(int(seed), path=f"{path}/{label}")
+        return InsecureSeededRng(int(seed), path=f"{path}/{len(label)}:{label}")
 
     def __repr__(self) -> str:
         return "InsecureSeededRng(<redacted>)"
