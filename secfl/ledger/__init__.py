@@ -1,0 +1,42 @@
+"""The privacy ledger: where differential privacy and cryptography meet, one ε per adversary."""
+
+from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness
+from secfl.ledger.entry import Exposure, KeyCustody, RunHeader
+from secfl.ledger.events import (
+    Composed,
+    Event,
+    Family,
+    Noise,
+    NonPrivate,
+    Placement,
+    Sampling,
+    event_from_dp_accounting,
+    event_from_plan,
+)
+from secfl.ledger.log import PrivacyLedger
+from secfl.ledger.state import Reservation
+from secfl.ledger.verify import Verdict, verify_file
+from secfl.ledger.views import Statement
+
+__all__ = [
+    "Checkpoint",
+    "CoSigner",
+    "Composed",
+    "Event",
+    "Exposure",
+    "Family",
+    "KeyCustody",
+    "Noise",
+    "NonPrivate",
+    "Placement",
+    "PrivacyLedger",
+    "Reservation",
+    "RunHeader",
+    "Sampling",
+    "Statement",
+    "Verdict",
+    "Witness",
+    "event_from_dp_accounting",
+    "event_from_plan",
+    "verify_file",
+]

@@ -1,0 +1,371 @@
+"""The privacy ledger as a program uses it: reserve before a round, commit before its sum is opened, close.
+
+    with PrivacyLedger.create(path, header) as ledger:
+        reservation = ledger.reserve(event, guarantee)
+        ...                                     # the round, up to the point where the sum could be opened
+        ledger.commit(reservation, survivors=("a", "b", "c"))
+        ...                                     # open the sum
+        ledger.close(co_signers=identities)
+
+Whatever is not settled counts as spent: a crash after `reserve` costs the round's privacy whether or not
+anything was opened.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from secfl.crypto.identity import Identity
+from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError
+from secfl.guarantees import Guarantee
+from secfl.ledger.canonical import canonical, parse_line
+from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness, collect_signatures
+from secfl.ledger.entry import (
+    GENESIS,
+    Entry,
+    EntryType,
+    Exposure,
+    RunHeader,
+    encode_entry,
+    guarantee_to_json,
+)
+from secfl.ledger.events import Event
+from secfl.ledger.reader import read_entry, replay
+from secfl.ledger.state import LedgerState, Reservation
+from secfl.ledger.storage import LedgerFile
+from secfl.ledger.views import Statement, statements
+from secfl.types import join_fields
+
+__all__ = ["PrivacyLedger", "utc_now"]
+
+
+def utc_now() -> str:
+    """The time in UTC, to the second, as the ledger writes it."""
+    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class PrivacyLedger:
+    """One run's ledger, held by one writer. Make it with `create` or `open`; use it as a context manager.
+
+    Every method that writes returns after the entry is on the disk.
+    """
+
+    def __init__(self, file: LedgerFile, state: LedgerState, *, clock: Callable[[], str]) -> None:
+        self._file = file
+        self._state = state
+        self._clock = clock
+        self._witnesses: dict[str, Witness] = {}
+
+    @classmethod
+    def create(
+        cls, path: Path | str, header: RunHeader, *, clock: Callable[[], str] = utc_now
+    ) -> PrivacyLedger:
+        """Start the ledger of a new run.
+
+        Raises:
+            ConfigError: The file exists, cannot be written, or is held by another process.
+        """
+        path = Path(path)
+        state = LedgerState()
+        line, entry = _make_entry(state, EntryType.OPEN, header.to_json(), clock())
+        state.apply(entry)
+        file = LedgerFile(path)
+        try:
+            file.create(line)
+        except BaseException:
+            file.release()
+            raise
+        return cls(file, state, clock=clock)
+
+    @classmethod
+    def open(
+        cls, path: Path | str, header: RunHeader | None = None, *, clock: Callable[[], str] = utc_now
+    ) -> PrivacyLedger:
+        """Go on with a ledger, after a clean stop or a crash; with a header, create it when it is missing.
+
+        A torn last line becomes a ``recovered`` entry, which counts as one spent round under the latest
+        terms. Nothing is ever dropped.
+
+        Raises:
+            ConfigError: No such file, it is held by another process, or its header differs from ``header``.
+            LedgerCorrupted: The file does not verify.
+            LocalProtocolError: The ledger is closed.
+        """
+        path = Path(path)
+        if not path.exists():
+            if header is None:
+                raise ConfigError(f"{path}: no such ledger")
+            return cls.create(path, header, clock=clock)
+        file = LedgerFile(path)
+        try:
+            state = _recover(file, clock)
+            _check_resumable(state, header, path)
+        except BaseException:
+            file.release()
+            raise
+        return cls(file, state, clock=clock)
+
+    @property
+    def header(self) -> RunHeader:
+        """What holds for the whole run."""
+        return self._state.header
+
+    @property
+    def state(self) -> LedgerState:
+        """Everything recorded so far; read only."""
+        return self._state
+
+    def reserve(
+        self,
+        event: Event,
+        guarantee: Guarantee,
+        *,
+        round_id: int | None = None,
+        attempt: int = 0,
+        spec_digest: bytes | None = None,
+        digests: Mapping[str, bytes] | None = None,
+        unprotected: Sequence[str] = (),
+    ) -> Reservation:
+        """Write down what a round is about to release. Call it before anything is sent.
+
+        The same attempt again (same round, attempt and spec digest), as after a crash, returns the
+        reservation that exists: a byte-identical resend counts once.
+
+        Args:
+            event: What the round releases, with the noise that all planned clients add together.
+            guarantee: What the scheme promises; its number of survivors is not used, the commit's is.
+            round_id: The round; by default the one after the last.
+            attempt: Anything but a byte-identical resend is a new attempt with fresh noise.
+            spec_digest: Digest of the round's specification, 32 bytes; by default of run, round and attempt.
+            digests: Further digests by name, for example ``model``.
+            unprotected: What this round uses or shows without protection, one sentence each.
+
+        Raises:
+            BudgetExhausted: The run's budget, or that of its account, does not allow it.
+            LocalProtocolError: The attempt exists with another spec digest or other terms.
+            LedgerCorrupted: The guarantee or event contradicts the header (nothing is written).
+        """
+        state = self._state
+        round_id = state.latest_attempt[0] + 1 if round_id is None else round_id
+        if spec_digest is None:
+            spec_digest = hashlib.sha256(
+                join_fields(b"ledger-round", self.header.run_id, struct.pack("<QQ", round_id, attempt))
+            ).digest()
+        terms = {
+            "event": event.to_json(),
+            "guarantee": guarantee_to_json(guarantee),
+            "unprotected": list(unprotected),
+        }
+        existing = state.by_attempt.get((round_id, attempt))
+        if existing is not None:
+            return self._resend(existing, spec_digest, terms)
+        bodies: list[tuple[EntryType, dict[str, Any]]] = []
+        terms_index = self._find_terms(terms)
+        if terms_index is None:
+            terms_index = state.size
+            bodies.append((EntryType.TERMS, terms))
+        bodies.append(
+            (
+                EntryType.RESERVE,
+                {
+                    "round": round_id,
+                    "attempt": attempt,
+                    "terms": terms_index,
+                    "spec_digest": spec_digest.hex(),
+                    "digests": {name: digest.hex() for name, digest in (digests or {}).items()},
+                },
+            )
+        )
+        self._append(*bodies)
+        return state.by_attempt[round_id, attempt]
+
+    def commit(
+        self,
+        reservation: Reservation,
+        *,
+        survivors: Sequence[str] | None = None,
+        sum_digest: bytes = bytes(32),
+        wrap_probability: float = 0.0,
+        total_variation: float = 0.0,
+    ) -> None:
+        """Write down whose inputs the sum holds. Call it before the sum is opened.
+
+        Args:
+            reservation: From `reserve`.
+            survivors: The clients whose inputs are summed; the whole cohort by default.
+            sum_digest: SHA-256 of the sum as it will be opened, where it is known beforehand, else zeros.
+            wrap_probability: Probability that the sum wrapped (costs utility, not privacy).
+            total_variation: Distance of all drawn noise of this round from the ideal noise.
+
+        Raises:
+            LocalProtocolError: The reservation was settled otherwise before. The same commit again is fine.
+        """
+        body = {
+            "reservation": reservation.index,
+            "survivors": sorted(self.header.cohort if survivors is None else survivors),
+            "sum_digest": sum_digest.hex(),
+            "wrap_probability": wrap_probability,
+            "total_variation": total_variation,
+        }
+        done = self._state.commits.get(reservation.index)
+        if done is not None:
+            if list(done.survivors) == body["survivors"] and done.sum_digest == sum_digest:
+                return
+            raise LocalProtocolError(f"round {reservation.round_id}: committed before with another result")
+        self._append((EntryType.COMMIT, body))
+
+    def abort(self, reservation: Reservation, *, exposure: Exposure, reason: str) -> None:
+        """Settle an attempt that was given up.
+
+        It is free for everybody only if nothing was sent. Inputs that were sent count for those who could
+        read single inputs; after unmasking shares were sent it counts like an opened sum.
+        """
+        self._append(
+            (
+                EntryType.ABORT,
+                {"reservation": reservation.index, "exposure": exposure.value, "reason": reason},
+            )
+        )
+
+    def checkpoint(self, co_signers: Sequence[CoSigner | Identity]) -> Checkpoint:
+        """Have the log so far signed; the clients keep what they sign.
+
+        Raises:
+            RemoteProtocolError: A client refuses, because it signed something that does not fit.
+        """
+        return self._sign_and_append("checkpoint", co_signers, "")
+
+    def close(
+        self, *, co_signers: Sequence[CoSigner | Identity], reason: str = "the run is finished"
+    ) -> Checkpoint:
+        """Write the co-signed last entry and let the file go.
+
+        Raises:
+            LedgerCorrupted: Fewer signers than the threshold (nothing is written).
+        """
+        checkpoint = self._sign_and_append("close", co_signers, reason)
+        self.release()
+        return checkpoint
+
+    def statements(self, delta: float | None = None) -> list[Statement]:
+        """One row per adversary, as things stand; see `secfl.ledger.views.statements`."""
+        return statements(self._state, delta)
+
+    def release(self) -> None:
+        """Stop writing without closing the ledger: the run can be resumed."""
+        self._file.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _find_terms(self, wanted: Mapping[str, Any]) -> int | None:
+        latest = self._state.latest_terms
+        if latest is None:
+            return None
+        stated = {
+            "event": latest.event.to_json(),
+            "guarantee": guarantee_to_json(latest.guarantee),
+            "unprotected": list(latest.unprotected),
+        }
+        return latest.index if canonical(stated) == canonical(wanted) else None
+
+    def _resend(self, existing: Reservation, spec_digest: bytes, terms: Mapping[str, Any]) -> Reservation:
+        name = f"round {existing.round_id}, attempt {existing.attempt}"
+        if existing.spec_digest != spec_digest:
+            raise LocalProtocolError(f"{name}: reserved before with another specification; use a new attempt")
+        old = self._state.terms[existing.terms]
+        if canonical(old.event.to_json()) != canonical(terms["event"]):
+            raise LocalProtocolError(f"{name}: reserved before with another event; use a new attempt")
+        return existing
+
+    def _sign_and_append(
+        self, kind: str, co_signers: Sequence[CoSigner | Identity], reason: str
+    ) -> Checkpoint:
+        state = self._state
+        signers = sorted((self._co_signer(signer) for signer in co_signers), key=lambda signer: signer.name)
+        sizes = {signer.last_size for signer in signers if 0 < signer.last_size <= state.size}
+        proposal = Checkpoint(
+            kind=kind,
+            run_id=state.header.run_id,
+            size=state.size,
+            root=state.tree.root(),
+            time=self._clock(),
+            reason=reason,
+            signers=tuple(signer.name for signer in signers),
+        )
+        signed = collect_signatures(
+            proposal, signers, proof_from={size: state.tree.consistency_proof(size) for size in sizes}
+        )
+        self._append((EntryType(kind), signed.body()), time=signed.time)
+        return signed
+
+    def _co_signer(self, signer: CoSigner | Identity) -> CoSigner:
+        if not isinstance(signer, Identity):
+            return signer
+        if signer.name not in self._witnesses:
+            self._witnesses[signer.name] = Witness(signer, run_id=self.header.run_id)
+        return self._witnesses[signer.name]
+
+    def _append(self, *bodies: tuple[EntryType, dict[str, Any]], time: str | None = None) -> None:
+        """Check against everything before, write, and wait for the disk.
+
+        Entries that were accepted are written even if a later one is refused: the file follows the state.
+        """
+        time = self._clock() if time is None else time
+        lines: list[bytes] = []
+        try:
+            for kind, body in bodies:
+                line, entry = _make_entry(self._state, kind, body, time)
+                self._state.apply(entry)
+                lines.append(line + b"\n")
+        finally:
+            if lines:
+                self._file.append(b"".join(lines))
+
+
+def _check_resumable(state: LedgerState, header: RunHeader | None, path: Path) -> None:
+    if header is not None and canonical(header.to_json()) != canonical(state.header.to_json()):
+        raise ConfigError(f"{path}: this ledger was started with another header")
+    if state.closed is not None:
+        raise LocalProtocolError(f"{path}: the ledger is closed")
+
+
+def _make_entry(state: LedgerState, kind: EntryType, body: dict[str, Any], time: str) -> tuple[bytes, Entry]:
+    """Encode the next entry and read it back through the same checks as `verify`."""
+    previous = state.last_hash.hex() if state.size else GENESIS
+    line, _ = encode_entry(index=state.size, kind=kind.value, body=body, time=time, previous=previous)
+    return line, read_entry(line, state)
+
+
+def _recover(file: LedgerFile, clock: Callable[[], str]) -> LedgerState:
+    """Replay the file and repair a torn end."""
+    found = replay(file.read())
+    state, fragment = found.state, found.fragment
+    if not fragment:
+        state.header  # noqa: B018 - an empty file is refused here
+        return state
+    try:
+        parse_line(fragment)
+        entry = read_entry(fragment, state)
+        state.apply(entry)
+    except (ValueError, LedgerCorrupted):
+        terms = None if state.latest_terms is None else state.latest_terms.index
+        body = {"fragment": fragment.hex(), "terms": terms}
+        line, entry = _make_entry(state, EntryType.RECOVERED, body, clock())
+        file.overwrite_tail(found.good_bytes, line + b"\n")
+        state.apply(entry)
+    else:
+        # Only the newline was lost.
+        file.append(b"\n")
+    return state

@@ -1,0 +1,130 @@
+"""From bytes to entries: form, schema, canonical form, marks, hash and chain, in this order.
+
+Whatever is wrong is reported as the first wrong entry and the field in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from secfl.errors import LedgerCorrupted
+from secfl.ledger.canonical import JsonObject, canonical, parse_line
+from secfl.ledger.entry import GENESIS, MARK_DIGITS, Entry, EntryType, encode_entry, marks_of
+from secfl.ledger.schema import check_entry
+from secfl.ledger.state import LedgerState
+
+__all__ = ["Replay", "read_entry", "replay"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """A ledger as read from bytes.
+
+    Attributes:
+        state: What its whole, correct lines say.
+        good_bytes: Length of these lines.
+        fragment: What follows the last newline; empty for a file that was not torn.
+    """
+
+    state: LedgerState
+    good_bytes: int
+    fragment: bytes
+
+
+def replay(data: bytes) -> Replay:
+    """Read a whole file.
+
+    Raises:
+        LedgerCorrupted: A line that ends with a newline is wrong. A torn last line is not an error here:
+            the writer recovers it and `verify` refuses it.
+    """
+    state = LedgerState()
+    good = data.rfind(b"\n") + 1
+    for line in _lines(data[:good]):
+        state.apply(read_entry(line, state))
+    return Replay(state=state, good_bytes=good, fragment=data[good:])
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(data):
+        end = data.index(b"\n", start)
+        yield data[start:end]
+        start = end + 1
+
+
+def read_entry(line: bytes, state: LedgerState) -> Entry:
+    """Read the line that follows the entries of ``state``, and check it alone and against the chain.
+
+    Raises:
+        LedgerCorrupted: Names the field that is wrong.
+    """
+    position = state.size
+    try:
+        value = parse_line(line)
+    except ValueError as error:
+        raise LedgerCorrupted(position, str(error)) from None
+    if position == 0 and (problem := _version_problem(value)):
+        raise LedgerCorrupted(0, problem)
+    index = value.get("index")
+    if isinstance(index, int) and not isinstance(index, bool) and index != position:
+        raise LedgerCorrupted(
+            position,
+            f"index: {index}, expected {position} (an entry was removed, repeated, moved or altered)",
+        )
+    problem = check_entry(value)
+    if problem is not None:
+        raise LedgerCorrupted(position, problem)
+    expected_previous = state.last_hash.hex() if position else GENESIS
+    again, digest = encode_entry(
+        index=value["index"],
+        kind=value["type"],
+        body=value["body"],
+        time=value["time"],
+        previous=value["previous"],
+    )
+    if again != line:
+        raise LedgerCorrupted(position, _what_differs(value, digest, expected_previous, line))
+    if value["previous"] != expected_previous:
+        raise LedgerCorrupted(
+            position, f"previous: not the hash of entry {position - 1} (one of the two was replaced)"
+        )
+    return Entry(
+        index=position,
+        type=EntryType(value["type"]),
+        body=value["body"],
+        time=value["time"],
+        previous=value["previous"],
+        hash=digest,
+    )
+
+
+def _version_problem(value: JsonObject) -> str | None:
+    body = value.get("body")
+    version = body.get("format_version") if isinstance(body, dict) else None
+    if isinstance(version, int) and not isinstance(version, bool) and version > 1:
+        return f"body.format_version: {version} is newer than this program understands (1)"
+    return None
+
+
+def _what_differs(value: JsonObject, digest: bytes, expected_previous: str, line: bytes) -> str:
+    """Name the field that does not fit the entry's hash."""
+    if canonical(value) != line:
+        return "line: not in canonical form (RFC 8785)"
+    fields = {name: canonical(member) for name, member in value["body"].items()}
+    marks, stored = marks_of(fields), value["marks"]
+    if digest.hex() == value["hash"] and marks != stored:
+        # The hash was made over other marks than the stored ones: the marks were altered.
+        return "marks: do not match the body"
+    wrong = [
+        name
+        for place, name in enumerate(sorted(fields))
+        if marks[place * MARK_DIGITS : (place + 1) * MARK_DIGITS]
+        != stored[place * MARK_DIGITS : (place + 1) * MARK_DIGITS]
+    ]
+    if len(marks) == len(stored) and wrong:
+        return f"body.{wrong[0]}: does not match its mark and the entry's hash"
+    if value["previous"] != expected_previous:
+        return "previous: does not match the entry before, nor this entry's hash"
+    return "hash: does not match the entry (hash, time or type was altered)"

@@ -1,0 +1,272 @@
+"""Check entries against ``schema.json``, quickly.
+
+The checked-in JSON Schema is the definition. It is compiled once into plain functions, because a general
+validator takes longer than everything else that `verify` does; tests show that both give the same verdict.
+Keywords outside the compiled subset are refused when the schema is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from importlib import resources
+from typing import Any, Final, TypeAlias
+
+__all__ = ["Check", "check_entry", "load_schema"]
+
+Check: TypeAlias = Callable[[Any, str], "str | None"]
+"""Takes a value and its path; returns what is wrong, or ``None``."""
+
+_TYPES: Final[dict[str, Callable[[Any], bool]]] = {
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
+    "integer": lambda value: (
+        not isinstance(value, bool)
+        and (isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
+    ),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+}
+_COMPARISONS: Final[dict[str, tuple[Callable[[float, float], bool], str]]] = {
+    "minimum": (lambda value, bound: value >= bound, "at least"),
+    "maximum": (lambda value, bound: value <= bound, "at most"),
+    "exclusiveMinimum": (lambda value, bound: value > bound, "above"),
+    "exclusiveMaximum": (lambda value, bound: value < bound, "below"),
+}
+_IGNORED: Final = frozenset({"$schema", "$id", "$defs", "title", "description"})
+
+
+@functools.cache
+def load_schema() -> dict[str, Any]:
+    """The JSON Schema of one entry."""
+    text = resources.files("secfl.ledger").joinpath("schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def check_entry(value: dict[str, Any]) -> str | None:
+    """What is wrong with a parsed entry, naming the member, or ``None`` when the schema accepts it."""
+    return _compiled()(value, "")
+
+
+@functools.cache
+def _compiled() -> Check:
+    schema = load_schema()
+    return _Compiler(schema["$defs"]).compile(schema)
+
+
+class _Compiler:
+    """Turns the schema's subset into closures; each definition once, so recursion ends."""
+
+    def __init__(self, definitions: dict[str, Any]) -> None:
+        self._definitions = definitions
+        self._done: dict[str, Check] = {}
+
+    def compile(self, schema: dict[str, Any]) -> Check:
+        checks: list[Check] = []
+        for keyword, argument in schema.items():
+            if keyword in _IGNORED or keyword in {"required", "additionalProperties", "propertyNames"}:
+                continue
+            checks.append(self._keyword(keyword, argument))
+        if any(keyword in schema for keyword in ("required", "additionalProperties", "propertyNames")):
+            checks.append(self._members(schema))
+        if len(checks) == 1:
+            return checks[0]
+        return functools.partial(_first_problem, tuple(checks))
+
+    def _keyword(self, keyword: str, argument: Any) -> Check:
+        match keyword:
+            case "$ref":
+                return self._reference(argument.removeprefix("#/$defs/"))
+            case "type":
+                return _type_check(argument)
+            case "const":
+                return _member_check([argument])
+            case "enum":
+                return _member_check(argument)
+            case "pattern":
+                return _pattern_check(argument)
+            case "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties":
+                return _size_check(keyword, argument)
+            case "uniqueItems":
+                return _unique_check
+            case "items":
+                return _items_check(self.compile(argument))
+            case "properties":
+                return _properties_check({name: self.compile(part) for name, part in argument.items()})
+            case "oneOf":
+                return self._one_of(argument)
+            case "anyOf":
+                return _any_check([self.compile(part) for part in argument])
+            case _ if keyword in _COMPARISONS:
+                return _comparison_check(keyword, argument)
+            case _:
+                raise ValueError(f"schema keyword {keyword!r} is not supported")
+
+    def _reference(self, name: str) -> Check:
+        def check(value: Any, path: str) -> str | None:
+            if name not in self._done:
+                self._done[name] = self.compile(self._definitions[name])
+            return self._done[name](value, path)
+
+        return check
+
+    def _one_of(self, branches: list[dict[str, Any]]) -> Check:
+        """Alternatives told apart by the one member that is constant in each (``type`` or ``kind``)."""
+        names = [branch["$ref"].removeprefix("#/$defs/") for branch in branches]
+        key = next(
+            key
+            for key in ("type", "kind")
+            if all("const" in self._definitions[name]["properties"].get(key, {}) for name in names)
+        )
+        table = {self._definitions[name]["properties"][key]["const"]: self._reference(name) for name in names}
+
+        def check(value: Any, path: str) -> str | None:
+            if not isinstance(value, dict):
+                return f"{path or 'entry'}: expected an object"
+            chosen = value.get(key)
+            branch = table.get(chosen) if isinstance(chosen, str) else None
+            if branch is None:
+                return f"{_join(path, key)}: expected one of {', '.join(table)}"
+            return branch(value, path)
+
+        return check
+
+    def _members(self, schema: dict[str, Any]) -> Check:
+        known = frozenset(schema.get("properties", {}))
+        required = tuple(schema.get("required", ()))
+        extra = schema.get("additionalProperties", True)
+        extra_check = self.compile(extra) if isinstance(extra, dict) else None
+        name_check = self.compile(schema["propertyNames"]) if "propertyNames" in schema else None
+
+        def check(value: Any, path: str) -> str | None:
+            if not isinstance(value, dict):
+                return None
+            for name in required:
+                if name not in value:
+                    return f"{_join(path, name)}: missing"
+            for name, member in value.items():
+                if name_check is not None and name_check(name, path) is not None:
+                    return f"{_join(path, name)}: not an allowed name"
+                if name in known:
+                    continue
+                if extra is False:
+                    return f"{_join(path, name)}: unknown member"
+                if extra_check is not None and (problem := extra_check(member, _join(path, name))):
+                    return problem
+            return None
+
+        return check
+
+
+def _join(path: str, name: str) -> str:
+    shown = name if len(name) <= 64 else name[:61] + "..."
+    return f"{path}.{shown}" if path else shown
+
+
+def _first_problem(checks: tuple[Check, ...], value: Any, path: str) -> str | None:
+    for check in checks:
+        problem = check(value, path)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _type_check(names: str | list[str]) -> Check:
+    allowed = [names] if isinstance(names, str) else names
+    tests = tuple(_TYPES[name] for name in allowed)
+    words = " or ".join(allowed)
+
+    def check(value: Any, path: str) -> str | None:
+        return None if any(test(value) for test in tests) else f"{path}: expected {words}"
+
+    return check
+
+
+def _member_check(allowed: list[Any]) -> Check:
+    # `True == 1` in Python but not in JSON, so the types are compared as well.
+    pairs = [(isinstance(value, bool), value) for value in allowed]
+    words = ", ".join(json.dumps(value) for value in allowed)
+
+    def check(value: Any, path: str) -> str | None:
+        if (isinstance(value, bool), value) in pairs:
+            return None
+        return f"{path}: expected {words}" if len(pairs) == 1 else f"{path}: expected one of {words}"
+
+    return check
+
+
+def _pattern_check(pattern: str) -> Check:
+    # ECMA's `$` is the very end; Python's also allows a newline before it.
+    compiled = re.compile(pattern.removesuffix("$") + r"\Z")
+
+    def check(value: Any, path: str) -> str | None:
+        if not isinstance(value, str) or compiled.search(value):
+            return None
+        return f"{path}: does not match {pattern}"
+
+    return check
+
+
+def _size_check(keyword: str, bound: int) -> Check:
+    kind = {"Length": str, "Items": list, "Properties": dict}[keyword[3:]]
+    least = keyword.startswith("min")
+
+    def check(value: Any, path: str) -> str | None:
+        if not isinstance(value, kind) or (len(value) >= bound if least else len(value) <= bound):
+            return None
+        return f"{path}: size {len(value)}, expected {'at least' if least else 'at most'} {bound}"
+
+    return check
+
+
+def _comparison_check(keyword: str, bound: float) -> Check:
+    compare, words = _COMPARISONS[keyword]
+
+    def check(value: Any, path: str) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or compare(value, bound):
+            return None
+        return f"{path}: expected {words} {bound}"
+
+    return check
+
+
+def _unique_check(value: Any, path: str) -> str | None:
+    if not isinstance(value, list):
+        return None
+    texts = [json.dumps(item, sort_keys=True) for item in value]
+    return None if len(set(texts)) == len(texts) else f"{path}: an item occurs twice"
+
+
+def _items_check(item_check: Check) -> Check:
+    def check(value: Any, path: str) -> str | None:
+        if isinstance(value, list):
+            for position, item in enumerate(value):
+                if problem := item_check(item, f"{path}[{position}]"):
+                    return problem
+        return None
+
+    return check
+
+
+def _properties_check(checks: dict[str, Check]) -> Check:
+    def check(value: Any, path: str) -> str | None:
+        if isinstance(value, dict):
+            for name, member_check in checks.items():
+                if name in value and (problem := member_check(value[name], _join(path, name))):
+                    return problem
+        return None
+
+    return check
+
+
+def _any_check(checks: list[Check]) -> Check:
+    def check(value: Any, path: str) -> str | None:
+        problems = [problem for option in checks if (problem := option(value, path))]
+        return problems[0] if len(problems) == len(checks) else None
+
+    return check
