@@ -1,0 +1,1 @@
+"""Who carries the envelopes: rounds, engines, runs. Start with `secfl.federation.coordinator`."""

@@ -1,0 +1,1 @@
+"""Shipped for third parties: tasks, conformance suites, faults and adversaries."""

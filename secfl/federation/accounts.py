@@ -1,0 +1,228 @@
+"""A run's pages of the privacy ledger, in the order in which the federation writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secfl._version import __version__
+from secfl.config import RunConfig
+from secfl.crypto.identity import Directory, Identity
+from secfl.errors import LedgerCorrupted, LocalProtocolError
+from secfl.federation.privacy import RunTerms
+from secfl.federation.rundir import RunDirectory
+from secfl.federation.schemes import key_mode_name, scheme_for
+from secfl.guarantees import Behaviour, View
+from secfl.ledger.entry import Exposure, KeyCustody, RunHeader
+from secfl.ledger.events import NonPrivate
+from secfl.ledger.log import PrivacyLedger
+from secfl.ledger.reader import replay
+from secfl.ledger.state import LedgerState, Reservation
+from secfl.ledger.views import statements
+from secfl.randomness import SystemRng
+from secfl.types import PROTOCOL_VERSION, ClientId, RoundId, RoundSpec, join_fields
+
+__all__ = ["RoundAccount", "RunAccounts"]
+
+_PUBLIC = (
+    "who took part, who dropped out and when",
+    "the model's size and the timing of messages",
+    "the global model after every round",
+)
+_EVALUATION_ONLY = "per-site metrics on the test images (evaluation_only, simulation)"
+
+
+class RunAccounts:
+    """Opens, resumes and closes the ledger of one simulated run.
+
+    Build it with `create` or `resume`.
+    """
+
+    def __init__(
+        self,
+        ledger: PrivacyLedger | None,
+        state: LedgerState,
+        *,
+        terms: RunTerms,
+        identities: Sequence[Identity],
+    ) -> None:
+        self._ledger = ledger
+        self._finished_state = state
+        self._terms = terms
+        self._identities = list(identities)
+        self._current: RoundAccount | None = None
+
+    @classmethod
+    def create(
+        cls,
+        run: RunDirectory,
+        config: RunConfig,
+        terms: RunTerms,
+        *,
+        identities: Sequence[Identity],
+        threshold: int,
+    ) -> RunAccounts:
+        """Start the ledger of a new run."""
+        unprotected = [_EVALUATION_ONLY]
+        if config.references:
+            unprotected.append("local and pooled reference models (evaluation_only, simulation)")
+        if config.data.is_phantom or config.include_images:
+            unprotected.append("previews of test images (evaluation_only, simulation)")
+        plan = terms.plan
+        header = RunHeader(
+            run_id=SystemRng().bytes(16),
+            directory=Directory.enroll(identities),
+            threshold=threshold,
+            scheme=config.secure_agg.scheme.value,
+            key_mode=key_mode_name(config.secure_agg),
+            custody=KeyCustody.ONE_PROCESS,
+            unit=None if plan is None else plan.unit,
+            relation=terms.relation,
+            delta=None if plan is None else plan.delta,
+            plan=None if plan is None else plan.to_dict(),
+            parameters={
+                "modulus_bits": terms.round_terms.bits,
+                "grid_norm": terms.round_terms.grid.grid_norm,
+                "clip_norm": terms.round_terms.grid.clip_norm,
+                "coordinate_bound": terms.round_terms.grid.coordinate_bound,
+                "dimension": terms.round_terms.grid.length,
+                "largest_weight": terms.round_terms.weighting.largest if terms.round_terms.weighting else 1,
+            },
+            digests={
+                "code": hashlib.sha256(join_fields(PROTOCOL_VERSION, __version__.encode())).digest(),
+                "config": config.digest(),
+                "task": terms.round_terms.task_digest,
+            },
+            public=_PUBLIC,
+            unprotected=tuple(unprotected),
+            software=f"secfl {__version__}",
+        )
+        ledger = PrivacyLedger.create(run.ledger, header)
+        return cls(ledger, ledger.state, terms=terms, identities=identities)
+
+    @classmethod
+    def resume(cls, run: RunDirectory, terms: RunTerms, *, identities: Sequence[Identity]) -> RunAccounts:
+        """Go on with the ledger of an interrupted run; a closed one can still be read.
+
+        Raises:
+            LedgerCorrupted: The file is missing or does not verify.
+        """
+        try:
+            content = run.ledger.read_bytes()
+        except OSError as error:
+            raise LedgerCorrupted(None, f"{run.ledger} cannot be read ({error.strerror})") from None
+        found = replay(content)
+        if found.state.closed is not None and not found.fragment:
+            return cls(None, found.state, terms=terms, identities=identities)
+        ledger = PrivacyLedger.open(run.ledger)
+        return cls(ledger, ledger.state, terms=terms, identities=identities)
+
+    @property
+    def run_id(self) -> bytes:
+        """The run's 16 random bytes."""
+        return self._state.header.run_id
+
+    @property
+    def aborted(self) -> int:
+        """Attempts that ended without a sum."""
+        return len(self._state.aborts)
+
+    def next_round_id(self) -> RoundId:
+        """One above every round that was ever reserved: keys and noise are never used twice."""
+        return RoundId(self._state.latest_attempt[0] + 1)
+
+    def round_account(self) -> RoundAccount:
+        """The pages of the next attempt."""
+        if self._ledger is None:
+            raise LocalProtocolError("the ledger is closed")
+        self._current = RoundAccount(self._ledger, self._terms)
+        return self._current
+
+    def abort_round(self, reason: str) -> None:
+        """Settle the attempt that has just ended without a sum."""
+        if self._current is not None:
+            self._current.abort(reason)
+
+    def sign(self) -> None:
+        """Have every client co-sign the ledger so far."""
+        if self._ledger is not None:
+            self._ledger.checkpoint(self._identities)
+
+    def epsilon_so_far(self) -> float | None:
+        """ε of the curious aggregator alone; ``None`` without differential privacy."""
+        if isinstance(self._terms.event, NonPrivate):
+            return None
+        for row in statements(self._state):
+            if row.view is View.AGGREGATOR and row.adversary is Behaviour.CURIOUS:
+                return None if row.epsilon is None or math.isinf(row.epsilon) else row.epsilon
+        return None
+
+    def statements(self) -> list[Mapping[str, Any]]:
+        """The ledger's rows, one per adversary."""
+        return [row.to_json() for row in statements(self._state)]
+
+    def close(self, reason: str) -> None:
+        """Write the co-signed last entry; nothing happens when it is there already."""
+        if self._ledger is not None:
+            self._ledger.close(co_signers=self._identities, reason=reason)
+            self._finished_state = self._ledger.state
+            self._ledger = None
+
+    def release(self) -> None:
+        """Let the file go without closing the ledger: the run can be resumed."""
+        if self._ledger is not None:
+            self._ledger.release()
+
+    @property
+    def _state(self) -> LedgerState:
+        return self._finished_state if self._ledger is None else self._ledger.state
+
+
+class RoundAccount:
+    """The pages of one attempt at a round: reserve, then commit or abort."""
+
+    def __init__(self, ledger: PrivacyLedger, terms: RunTerms) -> None:
+        self._ledger = ledger
+        self._terms = terms
+        self._reservation: Reservation | None = None
+        self._committed = False
+
+    def reserve(self, spec: RoundSpec) -> None:
+        """Before anybody trains. Planned at the threshold: the aggregator chooses who drops out.
+
+        Raises:
+            BudgetExhausted: The budget does not allow another round.
+        """
+        guarantee = scheme_for(spec.scheme).guarantee(spec, survivors=spec.threshold)
+        self._reservation = self._ledger.reserve(
+            self._terms.event,
+            guarantee,
+            round_id=spec.round_id,
+            spec_digest=spec.digest(),
+            digests={"model": spec.model_digest},
+        )
+
+    def commit(self, survivors: Sequence[ClientId], *, inputs_digest: bytes) -> None:
+        """Before the sum is opened; a second call for the same round does nothing."""
+        if self._reservation is None:
+            raise LocalProtocolError("commit before reserve")
+        if self._committed:
+            return
+        noise = self._terms.noise
+        dimension = self._terms.round_terms.grid.length
+        error = 0.0 if noise is None else noise.sampler().total_variation * dimension * len(survivors)
+        self._ledger.commit(
+            self._reservation,
+            survivors=survivors,
+            sum_digest=inputs_digest,
+            wrap_probability=0.0 if noise is None else 2.0**-40,
+            total_variation=error,
+        )
+        self._committed = True
+
+    def abort(self, reason: str) -> None:
+        """Settle an attempt without a sum; one that was committed stays committed, and spent."""
+        if self._reservation is not None and not self._committed:
+            self._ledger.abort(self._reservation, exposure=Exposure.INPUTS_SENT, reason=reason)

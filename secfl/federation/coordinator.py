@@ -1,0 +1,112 @@
+"""One federated round, from the global model to the next. Start reading here.
+
+`run_round` is the whole protocol on one screen: every client trains, clips, adds noise and hands integers to the
+secure aggregation scheme; the aggregator opens their sum and nothing else; the ledger is written before each step
+that cannot be taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secfl.crypto.aggregation import PartyState, RoundResult, Running, SecureAggregation
+from secfl.crypto.codec import dequantise
+from secfl.crypto.identity import Directory
+from secfl.crypto.weights import WEIGHT_VECTOR, weighted_mean
+from secfl.federation.accounts import RoundAccount
+from secfl.federation.client import SiteClient
+from secfl.federation.driver import Carriage, Driver
+from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
+from secfl.federation.state import apply_update
+from secfl.segmentation.task import State
+from secfl.types import ClientId, RoundSpec
+
+__all__ = ["RoundOutcome", "run_round"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOutcome:
+    """What a round leaves behind.
+
+    Attributes:
+        state: The next global model.
+        step: The mean update that was applied, float64, shape ``(d,)``.
+        survivors: Clients whose updates are in it.
+        carriage: Bytes and seconds.
+    """
+
+    state: State = field(repr=False)
+    step: NDArray[np.float64] = field(repr=False)
+    survivors: tuple[ClientId, ...]
+    carriage: Carriage
+
+
+def run_round(
+    offer: RoundOffer,
+    *,
+    clients: Sequence[SiteClient],
+    scheme: SecureAggregation,
+    directory: Directory,
+    terms: RoundTerms,
+    driver: Driver,
+    account: RoundAccount,
+    progress: Callable[[str, int, int], None],
+) -> RoundOutcome:
+    """Run one round of federated learning with secure aggregation.
+
+    Args:
+        offer: The global model and the invitation.
+        clients: The sites; each holds its own data, keys and noise.
+        scheme: How updates are added without being seen.
+        directory: The enrolled keys.
+        terms: Grid, weights and digests that everybody agreed to.
+        driver: What carries the envelopes.
+        account: This round's pages of the privacy ledger.
+        progress: Told how many clients have trained.
+
+    Raises:
+        RoundAborted: Too few clients remained; nothing was opened, and a retry is a new round.
+        BudgetExhausted: The ledger refused the round; nobody trained.
+    """
+    spec = offer.specification(terms, directory)
+    account.reserve(spec)  # on disk before anybody spends anything
+
+    parties = {}
+    for number, client in enumerate(clients):
+        progress("training", number, len(clients))
+        parties[client.identity.name] = client.join(offer)  # trains, clips, adds noise
+    progress("aggregating", len(clients), len(clients))
+
+    aggregator = scheme.aggregator(spec, directory=directory)
+
+    def commit_before_opening(state: PartyState) -> None:
+        if isinstance(state, Running) and state.survivors:
+            account.commit(state.survivors, inputs_digest=state.inputs_digest)
+
+    carriage = driver.carry(aggregator, parties, watch=commit_before_opening)
+    result = carriage.result
+    account.commit(result.survivors, inputs_digest=spec.digest())  # `plain` has nothing to open
+    step = mean_update(result, spec=spec, terms=terms)
+    return RoundOutcome(
+        state=apply_update(offer.state, step), step=step, survivors=result.survivors, carriage=carriage
+    )
+
+
+def mean_update(result: RoundResult, *, spec: RoundSpec, terms: RoundTerms) -> NDArray[np.float64]:
+    """The mean of the survivors' updates from the opened sums; float64, shape ``(d,)``.
+
+    Raises:
+        RemoteProtocolError: The summed weights are impossible.
+    """
+    total = result.sums[UPDATE_VECTOR]
+    survivors = len(result.survivors)
+    if terms.weighting is None:
+        return dequantise(total, terms.grid, bits=terms.bits, divisor=survivors)
+    weight = terms.weighting.total(
+        result.sums[WEIGHT_VECTOR], spec.vector(WEIGHT_VECTOR), survivors=survivors
+    )
+    return weighted_mean(total, terms.grid, bits=terms.bits, weighting=terms.weighting, total_weight=weight)

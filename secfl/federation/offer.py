@@ -1,0 +1,97 @@
+"""What the aggregator announces before a round, and what each client makes of it.
+
+A client never copies a digest: it recomputes the round's specification from the model it was given, its own task
+and the terms it agreed to. An aggregator that gives one client another model or another learning rate therefore
+ends up with signatures that do not verify and masks that do not cancel (docs/protocol.md, section 2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass, field
+
+from secfl.crypto.codec import Grid
+from secfl.crypto.identity import Directory
+from secfl.crypto.weights import Weighting
+from secfl.federation.state import state_digest
+from secfl.segmentation.task import State
+from secfl.types import PROTOCOL_VERSION, ClientId, RoundId, RoundSpec, SchemeSpec, VectorSpec, join_fields
+
+__all__ = ["UPDATE_VECTOR", "RoundOffer", "RoundTerms"]
+
+UPDATE_VECTOR = "update"
+"""Name of the vector that carries the model update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTerms:
+    """The public numbers that all clients of a run use.
+
+    Attributes:
+        grid: The grid on which updates are rounded.
+        bits: Modulus width of the update vector.
+        weighting: Bound on the weights, or ``None`` for equal weights.
+        task_digest: SHA-256 of the settings and code that affect training.
+        plan_digest: SHA-256 of the privacy plan.
+    """
+
+    grid: Grid
+    bits: int
+    weighting: Weighting | None
+    task_digest: bytes
+    plan_digest: bytes
+
+    def vectors(self, clients: int) -> tuple[VectorSpec, ...]:
+        """The vectors of a round of so many clients."""
+        update = VectorSpec(name=UPDATE_VECTOR, length=self.grid.length, modulus_bits=self.bits)
+        if self.weighting is None:
+            return (update,)
+        return (update, self.weighting.vector_spec(clients=clients))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundOffer:
+    """An invitation: the global model and who is asked.
+
+    Attributes:
+        run_id: 16 bytes.
+        round_id: Rises with every attempt; keys and noise are never used for two.
+        round_index: Which round of training this is, from 0; the same for each attempt at it.
+        cohort: The invited clients, sorted.
+        threshold: Fewest survivors.
+        scheme: Scheme and parameters.
+        state: The global model.
+    """
+
+    run_id: bytes
+    round_id: RoundId
+    round_index: int
+    cohort: tuple[ClientId, ...]
+    threshold: int
+    scheme: SchemeSpec
+    state: State = field(repr=False)
+
+    def specification(self, terms: RoundTerms, directory: Directory) -> RoundSpec:
+        """The round as seen by a party that holds these terms and this directory."""
+        task = hashlib.sha256(
+            join_fields(
+                PROTOCOL_VERSION,
+                b"task",
+                terms.task_digest,
+                struct.pack("<Q", self.round_index),
+                terms.grid.encode(),
+            )
+        ).digest()
+        return RoundSpec(
+            run_id=self.run_id,
+            round_id=self.round_id,
+            cohort=self.cohort,
+            threshold=self.threshold,
+            vectors=terms.vectors(len(self.cohort)),
+            scheme=self.scheme,
+            manifest_digest=directory.digest(),
+            model_digest=state_digest(self.state),
+            task_digest=task,
+            plan_digest=terms.plan_digest,
+        )

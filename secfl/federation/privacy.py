@@ -1,0 +1,180 @@
+"""From a configuration to the public numbers of a run: grid, modulus, noise, plan."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+from secfl.config import DpMode, RunConfig, Weighting
+from secfl.crypto import codec, weights
+from secfl.dp.accounting import Relation
+from secfl.dp.integer import SMALLEST_SHARE
+from secfl.dp.noise import NoiseShare
+from secfl.dp.plan import PrivacyPlan, modulus_bits
+from secfl.errors import ConfigError
+from secfl.federation.offer import RoundTerms
+from secfl.guarantees import UnitOfPrivacy
+from secfl.ledger.events import Event, Family, Noise, NonPrivate
+from secfl.segmentation.task import Task
+from secfl.types import PROTOCOL_VERSION, join_fields
+
+__all__ = ["RunTerms", "run_terms"]
+
+_PRECISION = 2.0**-8
+"""Root mean square rounding error of a clipped update relative to the clip norm; far below any useful noise."""
+
+_DEFAULT_CLIP = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTerms:
+    """What a run promises and how it encodes.
+
+    Attributes:
+        round_terms: The public numbers of every round.
+        plan: The privacy plan, or ``None`` without differential privacy.
+        noise: What one client adds per release, or ``None``.
+        event: What one round releases, for the ledger.
+        sentence: The privacy of the run in one line for people.
+    """
+
+    round_terms: RoundTerms
+    plan: PrivacyPlan | None
+    noise: NoiseShare | None
+    event: Event
+    sentence: str
+
+    @property
+    def relation(self) -> str | None:
+        """The neighbouring relation, or ``None`` without a plan."""
+        return None if self.plan is None else self.plan.relation.value
+
+    @property
+    def noise_multiplier(self) -> float | None:
+        """Noise multiplier z of all planned shares, or ``None`` without a plan."""
+        return None if self.plan is None else self.plan.noise_multiplier
+
+
+def run_terms(config: RunConfig, task: Task, *, parameters: int, threshold: int) -> RunTerms:
+    """The terms of a run.
+
+    Args:
+        config: The run.
+        task: Names the sites; its digest is bound into every round.
+        parameters: d.
+        threshold: t.
+
+    Raises:
+        ConfigError: ``--dp patient`` (not available yet), or numbers that cannot be met.
+        PrivacyError: The plan is weak and ``--accept-weak`` is not given.
+        CapacityError: The sum does not fit.
+    """
+    if config.privacy.mode is DpMode.PATIENT:
+        raise ConfigError(
+            "--dp patient: training with clipped per-patient gradients is not available yet; "
+            "use --dp client, which hides a whole clinic, or --dp off"
+        )
+    if config.privacy.mode is DpMode.OFF:
+        return _without_privacy(config, task, parameters=parameters)
+    return _client_level(config, task, parameters=parameters, threshold=threshold)
+
+
+def _without_privacy(config: RunConfig, task: Task, *, parameters: int) -> RunTerms:
+    settings = config.secure_agg
+    grid = codec.Grid.for_coordinates(
+        parameters, coordinate_bound=settings.coordinate_bound, value_bits=settings.value_bits
+    )
+    digest = hashlib.sha256(join_fields(PROTOCOL_VERSION, b"plan", b"none")).digest()
+    return RunTerms(
+        round_terms=RoundTerms(
+            grid=grid,
+            bits=codec.required_bits(grid, clients=len(task.sites)),
+            weighting=_weighting(config),
+            task_digest=task.digest(),
+            plan_digest=digest,
+        ),
+        plan=None,
+        noise=None,
+        event=NonPrivate(reason="no noise is added (--dp off)"),
+        sentence="no differential privacy: no noise is added and ε is null (--dp off)",
+    )
+
+
+def _weighting(config: RunConfig) -> weights.Weighting | None:
+    if config.training.weighting is Weighting.EQUAL:
+        return None
+    return weights.Weighting(largest=config.training.max_weight)
+
+
+def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: int) -> RunTerms:
+    privacy, clients = config.privacy, len(task.sites)
+    clip = _DEFAULT_CLIP if privacy.clip is None else privacy.clip
+    multiplier = privacy.noise_multiplier or 1.0
+    plan = PrivacyPlan(
+        unit=UnitOfPrivacy.CLIENT,
+        relation=Relation.ZERO_OUT,
+        clip_norm=clip,
+        grid_norm=_grid_norm(parameters, clients, multiplier),
+        dimension=parameters,
+        noise_multiplier=multiplier,
+        releases=config.training.rounds,
+        cohort_size=clients,
+        threshold=threshold,
+        delta=privacy.delta,
+    )
+    if privacy.epsilon is not None:
+        plan = plan.calibrated(privacy.epsilon)
+    else:
+        plan = replace(plan, grid_norm=_grid_norm(parameters, clients, plan.noise_multiplier))
+    plan.refuse_if_weak(accept_weak=privacy.accept_weak)
+    grid = codec.Grid.for_clip(parameters, clip_norm=clip, grid_norm=plan.grid_norm)
+    bits = modulus_bits(
+        signal_bound=clients * grid.largest_value,
+        family=plan.family,
+        total_sigma=plan.share_sigma() * math.sqrt(clients),
+        coordinates=parameters,
+        releases=plan.releases,
+    )
+    share = plan.noise_share()
+    seeded = privacy.insecure_test_noise is not None
+    event: Event = Noise(
+        family=Family(plan.family.value),
+        noise_multiplier=plan.noise_multiplier,
+        shares=plan.shares,
+        sensitivity=float(plan.sensitivity),
+        dimension=parameters,
+        sampler_error=share.sampler().total_variation,
+    )
+    if seeded:
+        event = NonPrivate(reason="the noise comes from a seed (--insecure-test-noise)")
+    return RunTerms(
+        round_terms=RoundTerms(
+            grid=grid,
+            bits=bits,
+            weighting=None,
+            task_digest=task.digest(),
+            plan_digest=plan.digest(),
+        ),
+        plan=plan,
+        noise=share,
+        event=event,
+        sentence=_sentence(plan, seeded=seeded),
+    )
+
+
+def _grid_norm(parameters: int, clients: int, multiplier: float) -> int:
+    """G: fine enough for the update, and for every share of the noise to be wide enough to be accounted."""
+    for_update = math.sqrt(parameters / 12) / _PRECISION
+    for_noise = 2 * SMALLEST_SHARE * math.sqrt(clients) / multiplier
+    return math.ceil(max(for_update, for_noise))
+
+
+def _sentence(plan: PrivacyPlan, *, seeded: bool) -> str:
+    if seeded:
+        return "NonPrivate: the noise comes from a seed (--insecure-test-noise); ε is null"
+    return (
+        f"differential privacy for whole clinics (unit client, relation {plan.relation.value}): clip "
+        f"{plan.clip_norm:g}, noise multiplier {plan.noise_multiplier:.3f} over {plan.shares} clients, "
+        f"δ = {plan.delta:g}; with few clinics this protects little at useful noise"
+    )

@@ -1,0 +1,146 @@
+"""``summary.json``: everything a reader or a machine asks of a finished run, measured by the run itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secfl._version import __version__
+from secfl.config import RunConfig
+from secfl.federation.client import LocalReport
+from secfl.federation.coordinator import RoundOutcome
+from secfl.federation.evaluation import by_site
+from secfl.federation.observer import Times
+from secfl.federation.privacy import RunTerms
+from secfl.federation.rundir import RUN_FORMAT_VERSION
+from secfl.federation.schemes import key_mode_name
+from secfl.federation.state import count_parameters, state_digest
+from secfl.segmentation.task import SiteMetrics, State
+
+__all__ = ["METRICS", "build", "encoding_error"]
+
+METRICS = ("dice", "iou", "accuracy", "balanced_accuracy", "hd95")
+
+
+def encoding_error(outcome: RoundOutcome, reports: Mapping[str, LocalReport]) -> float:
+    """``||opened mean - float mean||_2 / ||float mean||_2``: what clipping, rounding and noise cost.
+
+    Only a simulation can compute it, because nobody else has the float updates.
+
+    Args:
+        outcome: The round.
+        reports: Reports of the survivors.
+    """
+    total = sum(report.weight for report in reports.values())
+    exact = np.zeros(outcome.step.shape)
+    for report in reports.values():
+        exact += report.update.values.astype(np.float64) * (report.weight / total)
+    norm = float(np.linalg.norm(exact))
+    return float(np.linalg.norm(outcome.step - exact)) / norm if norm else 0.0
+
+
+def build(
+    *,
+    config: RunConfig,
+    terms: RunTerms,
+    threshold: int,
+    sites: Sequence[str],
+    state: State,
+    rows: Sequence[Mapping[str, Any]],
+    metrics: Mapping[str, SiteMetrics],
+    references: Mapping[str, Any] | None,
+    statements: Sequence[Mapping[str, Any]],
+    rounds_aborted: int,
+    stopped: str,
+) -> dict[str, Any]:
+    """The summary as a JSON tree; see ``summary.schema.json``.
+
+    Args:
+        config: The run.
+        terms: Its public numbers.
+        threshold: t.
+        sites: Site names.
+        state: The final model.
+        rows: The lines of ``metrics.jsonl``, one per finished round.
+        metrics: The final model on every site.
+        references: Dice of local and pooled models, if they were trained.
+        statements: The ledger's rows, one per adversary.
+        rounds_aborted: Attempts in which nothing was opened.
+        stopped: Why the run ended.
+    """
+    parameters = count_parameters(state)
+    up = [size for row in rows for size in row["bytes_up"].values()]
+    down = [size for row in rows for size in row["bytes_down"].values()]
+    seconds = sum((Times(**row["seconds"]) for row in rows), Times())
+    protection = seconds.protect + seconds.aggregate + seconds.open
+    working = seconds.train + protection
+    privacy = config.privacy
+    evaluation: dict[str, Any] = {name: by_site(metrics, name) for name in METRICS}
+    if references is not None:
+        evaluation["references"] = dict(references)
+    by_round = {str(row["round"]): list(row["dropped"]) for row in rows if row["dropped"]}
+    private = terms.plan is not None
+    return {
+        "format_version": RUN_FORMAT_VERSION,
+        "secfl_version": __version__,
+        "simulated": True,
+        "engine": config.engine.value,
+        "seed": config.seed,
+        "config_sha256": config.digest().hex(),
+        "final_model_sha256": state_digest(state).hex(),
+        "model": config.model.name,
+        "parameters": parameters,
+        "rounds_planned": config.training.rounds,
+        "rounds_completed": len(rows),
+        "rounds_aborted": rounds_aborted,
+        "stopped_because": stopped,
+        "sites": list(sites),
+        "evaluation_only": evaluation,
+        "bytes_per_parameter": {
+            "up": round(_mean(up) / parameters, 4),
+            "down": round(_mean(down) / parameters, 4),
+        },
+        "megabytes": {"up": round(sum(up) / 1e6, 4), "down": round(sum(down) / 1e6, 4)},
+        "time_s": {
+            **seconds.as_dict(),
+            "protection_share": round(protection / working, 6) if working else 0.0,
+        },
+        "codec": {
+            "bits": terms.round_terms.bits,
+            "clipped_fraction": max((row["clipped_fraction"] for row in rows), default=0.0),
+            "relative_error": max((row["relative_error"] for row in rows), default=0.0),
+        },
+        "secure_agg": {
+            "scheme": config.secure_agg.scheme.value,
+            "key_mode": key_mode_name(config.secure_agg),
+            "threshold": threshold,
+        },
+        "privacy": {
+            "unit": privacy.mode.value if private else None,
+            "relation": terms.relation,
+            "delta": privacy.delta if private else None,
+            "noise_multiplier": terms.noise_multiplier,
+            "statement": terms.sentence,
+            "views": [_row(statement) for statement in statements],
+        },
+        "dropouts": {"total": sum(len(names) for names in by_round.values()), "by_round": by_round},
+    }
+
+
+def _row(statement: Mapping[str, Any]) -> dict[str, Any]:
+    epsilon = statement["epsilon"]
+    finite = epsilon is not None and math.isfinite(epsilon)
+    return {
+        "view": str(statement["view"]),
+        "colluders": int(statement["colluders"]),
+        "adversary": str(statement["adversary"]),
+        "epsilon": float(epsilon) if finite else None,
+        "holds_if": str(statement["holds_if"]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,114 @@
+"""A task without torch: linear regression by site, in NumPy. Quick enough for fault and load tests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secfl.randomness import ExperimentSeed
+from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State
+
+__all__ = ["LinearTask"]
+
+
+class LinearTask:
+    """Least squares on synthetic data: each site sees the same line through its own noise.
+
+    "Dice" is the share of test points whose sign is predicted correctly, so that a summary has its figure.
+
+    Args:
+        sites: Number of sites.
+        features: Number of weights; the model has one tensor more, the intercept.
+        seed: Public seed of data and initial model.
+        examples: Training points of each site; the same number, or one per site.
+    """
+
+    def __init__(
+        self, sites: int = 3, *, features: int = 50, seed: int = 0, examples: int | Sequence[int] = 40
+    ) -> None:
+        counts = [examples] * sites if isinstance(examples, int) else list(examples)
+        names = [f"site-{index:02d}" for index in range(sites)]
+        source = ExperimentSeed(seed).generator("linear-task")
+        truth = source.normal(size=features)
+        self._features = features
+        self._seed = seed
+        self._data: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        for name, count in zip(names, counts, strict=True):
+            points = source.normal(size=(2 * count, features))
+            self._data[name] = points, points @ truth + 0.1 * source.normal(size=2 * count)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Site names, sorted."""
+        return tuple(self._data)
+
+    @property
+    def is_phantom(self) -> bool:
+        """True: no image shows a person."""
+        return True
+
+    def digest(self) -> bytes:
+        """SHA-256 of the settings."""
+        return hashlib.sha256(f"linear-task/1/{self._features}/{self._seed}".encode()).digest()
+
+    def examples(self, site: str) -> int:
+        """Training points of a site."""
+        return len(self._data[site][1]) // 2
+
+    def initial_state(self) -> State:
+        """All weights zero."""
+        return {"weight": np.zeros(self._features, np.float32), "bias": np.zeros(1, np.float32)}
+
+    def train(self, site: str, state: State, *, round_index: int) -> LocalResult:  # noqa: ARG002 - same every round
+        """A few steps of gradient descent."""
+        trained, loss = self._descend([site], state, steps=5)
+        return LocalResult(state=trained, examples=self.examples(site), loss=loss)
+
+    def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
+        """Gradient descent on the pooled points."""
+        return self._descend(sites, self.initial_state(), steps=5 * rounds)[0]
+
+    def evaluate(self, site: str, state: State) -> SiteMetrics:
+        """Share of correct signs on the test points."""
+        points, values = self._data[site]
+        half = len(values) // 2
+        predicted = points[half:] @ state["weight"].astype(np.float64) + float(state["bias"][0])
+        right = float(np.mean((predicted > 0) == (values[half:] > 0)))
+        return SiteMetrics(
+            dice=right,
+            iou=right,
+            accuracy=right,
+            balanced_accuracy=right,
+            foreground_fraction=float(np.mean(values[half:] > 0)),
+            hd95=None,
+            empty_cases=0,
+            cases=half,
+        )
+
+    def previews(self, site: str, state: State) -> Sequence[Preview]:
+        """One grey picture of the weights."""
+        weights = np.abs(state["weight"])
+        grey = np.clip(weights / (weights.max() or 1) * 255, 0, 255).astype(np.uint8)
+        pixels = np.broadcast_to(grey[None, :, None], (8, grey.size, 3))
+        return [Preview(site=site, case="weights", pixels=np.ascontiguousarray(pixels))]
+
+    def _descend(
+        self, sites: Sequence[str], state: State, *, steps: int
+    ) -> tuple[Mapping[str, NDArray[np.float32]], float]:
+        halves = [
+            (points[: len(values) // 2], values[: len(values) // 2])
+            for points, values in map(self._data.__getitem__, sites)
+        ]
+        points = np.concatenate([part for part, _ in halves])
+        values = np.concatenate([part for _, part in halves])
+        weight, bias = state["weight"].astype(np.float64), float(state["bias"][0])
+        error = points @ weight + bias - values
+        for _ in range(steps):
+            weight = weight - 0.1 * points.T @ error / len(values)
+            bias -= 0.1 * float(error.mean())
+            error = points @ weight + bias - values
+        trained = {"weight": weight.astype(np.float32), "bias": np.array([bias], np.float32)}
+        return trained, float(np.mean(error**2))
