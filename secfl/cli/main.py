@@ -25,6 +25,7 @@ __all__ = ["INTERRUPTED", "app", "main"]
 
 INTERRUPTED = 130
 _BAD_INPUT = 2
+_NOBODY_READS = 1
 
 app = typer.Typer(
     name="secfl",
@@ -77,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), _BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _NOBODY_READS
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}", _BAD_INPUT)
