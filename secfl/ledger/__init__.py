@@ -1,5 +1,7 @@
 """The privacy ledger: where differential privacy and cryptography meet, one ε per adversary."""
 
+from secfl.ledger.accounts import Account
+from secfl.ledger.budget import Budget
 from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness
 from secfl.ledger.entry import Exposure, KeyCustody, RunHeader
 from secfl.ledger.events import (
@@ -19,6 +21,8 @@ from secfl.ledger.verify import Verdict, verify_file
 from secfl.ledger.views import Statement
 
 __all__ = [
+    "Account",
+    "Budget",
     "Checkpoint",
     "CoSigner",
     "Composed",

@@ -22,9 +22,11 @@ def colluder_bound(guarantee: Guarantee, behaviour: Behaviour, *, survivors: int
     Never above ``survivors - 2``: with all but one of the survivors on its side, it subtracts.
     """
     claimed = guarantee.curious_colluders if behaviour is Behaviour.CURIOUS else guarantee.malicious_colluders
-    bound = min(claimed, survivors - 2)
     known = _known_bound(guarantee, behaviour, survivors=survivors)
-    return max(-1, bound if known is None else min(bound, known))
+    if known is not None and claimed == _known_bound(guarantee, behaviour, survivors=guarantee.survivors):
+        # The claim was made for the planned survivors; what is written down holds for those who were there.
+        claimed = known
+    return max(-1, min(claimed, survivors - 2))
 
 
 def check_claims(guarantee: Guarantee) -> None:
@@ -35,7 +37,7 @@ def check_claims(guarantee: Guarantee) -> None:
     """
     for behaviour in Behaviour:
         name = f"{behaviour.value}_colluders"
-        known = _known_bound(guarantee, behaviour, survivors=guarantee.cohort_size)
+        known = _known_bound(guarantee, behaviour, survivors=guarantee.survivors)
         claimed: int = getattr(guarantee, name)
         if known is not None and claimed > known:
             raise PrivacyError(

@@ -18,6 +18,7 @@ from secfl.crypto.identity import Directory
 from secfl.dp.accounting import Relation
 from secfl.errors import ConfigError
 from secfl.guarantees import Assumption, Guarantee, UnitOfPrivacy, Visibility
+from secfl.ledger.budget import Budget
 from secfl.ledger.canonical import JsonObject, canonical
 from secfl.ledger.merkle import leaf_hash
 from secfl.types import ClientId
@@ -90,7 +91,7 @@ class RunHeader:
         digests: SHA-256 by name: ``code``, ``config``, ``task``.
         public: What is public on purpose, one sentence each.
         unprotected: What was used or shown without protection, one sentence each.
-        budget: ``{"epsilon", "delta"}`` or ``None``; reservations beyond it are refused.
+        budget: Reservations beyond it are refused; ``None`` for no budget.
         account: Identity of the account that this run is charged to, 16 bytes in hexadecimal, or ``None``.
         software: Name and version of the writer.
     """
@@ -109,7 +110,7 @@ class RunHeader:
     digests: Mapping[str, bytes] = field(default_factory=dict)
     public: tuple[str, ...] = ()
     unprotected: tuple[str, ...] = ()
-    budget: Mapping[str, float] | None = None
+    budget: Budget | None = None
     account: str | None = None
     software: str = ""
 
@@ -146,7 +147,7 @@ class RunHeader:
             "digests": {name: digest.hex() for name, digest in self.digests.items()},
             "public": list(self.public),
             "unprotected": list(self.unprotected),
-            "budget": None if self.budget is None else dict(self.budget),
+            "budget": None if self.budget is None else self.budget.to_json(),
             "account": self.account,
             "software": self.software,
         }
@@ -173,7 +174,7 @@ class RunHeader:
             digests={name: bytes.fromhex(digest) for name, digest in body["digests"].items()},
             public=tuple(body["public"]),
             unprotected=tuple(body["unprotected"]),
-            budget=body["budget"],
+            budget=None if body["budget"] is None else Budget.from_json(body["budget"]),
             account=body["account"],
             software=body["software"],
         )

@@ -113,10 +113,13 @@ class Noise:
         for label, count in (("shares", self.shares), ("dimension", self.dimension), ("count", self.count)):
             if count < 1:
                 raise ConfigError(f"event: {label} must be at least 1")
-        if self.placement is not Placement.DISTRIBUTED and self.shares != 1:
-            raise ConfigError(f"event: {self.placement} noise has one share")
         if not 0 <= self.sampler_error < 1:
             raise ConfigError("event: sampler_error must be at least 0 and below 1")
+        self._check_rates()
+        if self.placement is not Placement.DISTRIBUTED and self.shares != 1:
+            raise ConfigError(f"event: {self.placement} noise has one share")
+
+    def _check_rates(self) -> None:
         for rate in (self.sampling_rate, *(self.site_rates or {}).values()):
             if not 0 < rate <= 1:
                 raise ConfigError("event: sampling_rate must be above 0 and at most 1")

@@ -16,14 +16,18 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from secfl.crypto.identity import Identity
+from secfl.dp.accounting import Relation
 from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError
 from secfl.guarantees import Guarantee
+from secfl.ledger.accounts import Account
+from secfl.ledger.budget import Meter
 from secfl.ledger.canonical import canonical, parse_line
 from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness, collect_signatures
 from secfl.ledger.entry import (
@@ -37,9 +41,9 @@ from secfl.ledger.entry import (
 )
 from secfl.ledger.events import Event
 from secfl.ledger.reader import read_entry, replay
-from secfl.ledger.state import LedgerState, Reservation
+from secfl.ledger.state import LedgerState, Reservation, Terms
 from secfl.ledger.storage import LedgerFile
-from secfl.ledger.views import Statement, statements
+from secfl.ledger.views import Statement, planned_charge, releases, statements
 from secfl.types import join_fields
 
 __all__ = ["PrivacyLedger", "utc_now"]
@@ -56,22 +60,39 @@ class PrivacyLedger:
     Every method that writes returns after the entry is on the disk.
     """
 
-    def __init__(self, file: LedgerFile, state: LedgerState, *, clock: Callable[[], str]) -> None:
+    def __init__(
+        self, file: LedgerFile, state: LedgerState, *, account: Account | None, clock: Callable[[], str]
+    ) -> None:
         self._file = file
         self._state = state
         self._clock = clock
+        self._account = account
+        self._meter = _meter_of(state)
         self._witnesses: dict[str, Witness] = {}
 
     @classmethod
     def create(
-        cls, path: Path | str, header: RunHeader, *, clock: Callable[[], str] = utc_now
+        cls,
+        path: Path | str,
+        header: RunHeader,
+        *,
+        account: Account | None = None,
+        clock: Callable[[], str] = utc_now,
     ) -> PrivacyLedger:
         """Start the ledger of a new run.
 
+        Args:
+            path: The file.
+            header: What holds for the whole run; names the account, if there is one.
+            account: Every reservation is charged to it first, across runs.
+            clock: Gives the time of entries.
+
         Raises:
-            ConfigError: The file exists, cannot be written, or is held by another process.
+            ConfigError: The file exists, cannot be written, or is held by another process; or header and
+                account do not belong together.
         """
         path = Path(path)
+        _check_account(header, account)
         state = LedgerState()
         line, entry = _make_entry(state, EntryType.OPEN, header.to_json(), clock())
         state.apply(entry)
@@ -81,11 +102,16 @@ class PrivacyLedger:
         except BaseException:
             file.release()
             raise
-        return cls(file, state, clock=clock)
+        return cls(file, state, account=account, clock=clock)
 
     @classmethod
     def open(
-        cls, path: Path | str, header: RunHeader | None = None, *, clock: Callable[[], str] = utc_now
+        cls,
+        path: Path | str,
+        header: RunHeader | None = None,
+        *,
+        account: Account | None = None,
+        clock: Callable[[], str] = utc_now,
     ) -> PrivacyLedger:
         """Go on with a ledger, after a clean stop or a crash; with a header, create it when it is missing.
 
@@ -101,15 +127,16 @@ class PrivacyLedger:
         if not path.exists():
             if header is None:
                 raise ConfigError(f"{path}: no such ledger")
-            return cls.create(path, header, clock=clock)
+            return cls.create(path, header, account=account, clock=clock)
         file = LedgerFile(path)
         try:
             state = _recover(file, clock)
             _check_resumable(state, header, path)
+            _check_account(state.header, account)
         except BaseException:
             file.release()
             raise
-        return cls(file, state, clock=clock)
+        return cls(file, state, account=account, clock=clock)
 
     @property
     def header(self) -> RunHeader:
@@ -165,25 +192,43 @@ class PrivacyLedger:
         existing = state.by_attempt.get((round_id, attempt))
         if existing is not None:
             return self._resend(existing, spec_digest, terms)
-        bodies: list[tuple[EntryType, dict[str, Any]]] = []
         terms_index = self._find_terms(terms)
         if terms_index is None:
+            # Terms alone release nothing, so they may stay even if the reservation is refused.
             terms_index = state.size
-            bodies.append((EntryType.TERMS, terms))
-        bodies.append(
-            (
-                EntryType.RESERVE,
-                {
-                    "round": round_id,
-                    "attempt": attempt,
-                    "terms": terms_index,
-                    "spec_digest": spec_digest.hex(),
-                    "digests": {name: digest.hex() for name, digest in (digests or {}).items()},
-                },
-            )
-        )
-        self._append(*bodies)
+            self._append((EntryType.TERMS, terms))
+        body = {
+            "round": round_id,
+            "attempt": attempt,
+            "terms": terms_index,
+            "spec_digest": spec_digest.hex(),
+            "digests": {name: digest.hex() for name, digest in (digests or {}).items()},
+        }
+        state.check_reserve(state.size, body)
+        with self._charged(state.terms[terms_index], round_id, attempt, spec_digest):
+            self._append((EntryType.RESERVE, body))
         return state.by_attempt[round_id, attempt]
+
+    @contextmanager
+    def _charged(self, terms: Terms, round_id: int, attempt: int, spec_digest: bytes) -> Iterator[None]:
+        """Check both budgets and charge the account, all while the account is held."""
+        header = self.header
+        charge = None if header.budget is None else planned_charge(terms, header.budget)
+        if charge is not None and self._meter is not None:
+            self._meter.require(charge)
+        if self._account is None:
+            yield
+        else:
+            with self._account.charged(
+                planned_charge(terms, self._account.budget),
+                run_id=header.run_id,
+                round_id=round_id,
+                attempt=attempt,
+                spec_digest=spec_digest,
+            ):
+                yield
+        if charge is not None and self._meter is not None:
+            self._meter.add(charge)
 
     def commit(
         self,
@@ -232,6 +277,7 @@ class PrivacyLedger:
                 {"reservation": reservation.index, "exposure": exposure.value, "reason": reason},
             )
         )
+        self._meter = _meter_of(self._state)
 
     def checkpoint(self, co_signers: Sequence[CoSigner | Identity]) -> Checkpoint:
         """Have the log so far signed; the clients keep what they sign.
@@ -332,6 +378,29 @@ class PrivacyLedger:
         finally:
             if lines:
                 self._file.append(b"".join(lines))
+
+
+def _check_account(header: RunHeader, account: Account | None) -> None:
+    stated, given = header.account, None if account is None else account.identity
+    if stated != given:
+        raise ConfigError(f"ledger: the header names account {stated}, but {given} was given")
+    if account is not None and (header.unit, header.relation) != (account.unit, account.relation):
+        raise ConfigError(
+            f"ledger: the account counts {account.unit} under {account.relation}, the run states "
+            f"{header.unit} under {header.relation}"
+        )
+
+
+def _meter_of(state: LedgerState) -> Meter | None:
+    """The run's own budget, with everything that counts as spent."""
+    header = state.header
+    if header.budget is None:
+        return None
+    meter = Meter(header.budget, relation=header.relation or Relation.ADD_REMOVE)
+    for release in releases(state):
+        charge = planned_charge(release.terms, header.budget, opened=release.opened)
+        meter.add(charge, release.count)
+    return meter
 
 
 def _check_resumable(state: LedgerState, header: RunHeader | None, path: Path) -> None:

@@ -14,7 +14,7 @@ from secfl.ledger.entry import GENESIS, MARK_DIGITS, Entry, EntryType, encode_en
 from secfl.ledger.schema import check_entry
 from secfl.ledger.state import LedgerState
 
-__all__ = ["Replay", "read_entry", "replay"]
+__all__ = ["Replay", "lines_of", "read_entry", "read_line", "replay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +41,13 @@ def replay(data: bytes) -> Replay:
     """
     state = LedgerState()
     good = data.rfind(b"\n") + 1
-    for line in _lines(data[:good]):
+    for line in lines_of(data[:good]):
         state.apply(read_entry(line, state))
     return Replay(state=state, good_bytes=good, fragment=data[good:])
 
 
-def _lines(data: bytes) -> Iterator[bytes]:
+def lines_of(data: bytes) -> Iterator[bytes]:
+    """The lines of data that ends with a newline, without their newlines."""
     start = 0
     while start < len(data):
         end = data.index(b"\n", start)
@@ -60,7 +61,34 @@ def read_entry(line: bytes, state: LedgerState) -> Entry:
     Raises:
         LedgerCorrupted: Names the field that is wrong.
     """
-    position = state.size
+    value, digest = read_line(line, position=state.size, last_hash=state.last_hash)
+    return Entry(
+        index=state.size,
+        type=EntryType(value["type"]),
+        body=value["body"],
+        time=value["time"],
+        previous=value["previous"],
+        hash=digest,
+    )
+
+
+def read_line(
+    line: bytes, *, position: int, last_hash: bytes, schema: str = "schema.json"
+) -> tuple[JsonObject, bytes]:
+    """Check one line's form, schema, canonical form, marks, hash and chain.
+
+    Args:
+        line: Without the newline.
+        position: The index that it must have.
+        last_hash: Hash of the entry before; not used at position 0.
+        schema: Which schema it must fit.
+
+    Returns:
+        The parsed entry and its hash.
+
+    Raises:
+        LedgerCorrupted: Names the field that is wrong.
+    """
     try:
         value = parse_line(line)
     except ValueError as error:
@@ -73,10 +101,10 @@ def read_entry(line: bytes, state: LedgerState) -> Entry:
             position,
             f"index: {index}, expected {position} (an entry was removed, repeated, moved or altered)",
         )
-    problem = check_entry(value)
+    problem = check_entry(value, schema=schema)
     if problem is not None:
         raise LedgerCorrupted(position, problem)
-    expected_previous = state.last_hash.hex() if position else GENESIS
+    expected_previous = last_hash.hex() if position else GENESIS
     again, digest = encode_entry(
         index=value["index"],
         kind=value["type"],
@@ -90,14 +118,7 @@ def read_entry(line: bytes, state: LedgerState) -> Entry:
         raise LedgerCorrupted(
             position, f"previous: not the hash of entry {position - 1} (one of the two was replaced)"
         )
-    return Entry(
-        index=position,
-        type=EntryType(value["type"]),
-        body=value["body"],
-        time=value["time"],
-        previous=value["previous"],
-        hash=digest,
-    )
+    return value, digest
 
 
 def _version_problem(value: JsonObject) -> str | None:

@@ -37,25 +37,31 @@ _COMPARISONS: Final[dict[str, tuple[Callable[[float, float], bool], str]]] = {
     "exclusiveMinimum": (lambda value, bound: value > bound, "above"),
     "exclusiveMaximum": (lambda value, bound: value < bound, "below"),
 }
+_SIZES: Final[dict[str, tuple[type, bool]]] = {
+    "minLength": (str, True),
+    "maxLength": (str, False),
+    "minItems": (list, True),
+    "minProperties": (dict, True),
+}
 _IGNORED: Final = frozenset({"$schema", "$id", "$defs", "title", "description"})
 
 
 @functools.cache
-def load_schema() -> dict[str, Any]:
-    """The JSON Schema of one entry."""
-    text = resources.files("secfl.ledger").joinpath("schema.json").read_text(encoding="utf-8")
+def load_schema(name: str = "schema.json") -> dict[str, Any]:
+    """The JSON Schema of one entry of a ledger, or of an account (``account.schema.json``)."""
+    text = resources.files("secfl.ledger").joinpath(name).read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 
 
-def check_entry(value: dict[str, Any]) -> str | None:
+def check_entry(value: dict[str, Any], *, schema: str = "schema.json") -> str | None:
     """What is wrong with a parsed entry, naming the member, or ``None`` when the schema accepts it."""
-    return _compiled()(value, "")
+    return _compiled(schema)(value, "")
 
 
 @functools.cache
-def _compiled() -> Check:
-    schema = load_schema()
+def _compiled(name: str) -> Check:
+    schema = load_schema(name)
     return _Compiler(schema["$defs"]).compile(schema)
 
 
@@ -79,33 +85,27 @@ class _Compiler:
         return functools.partial(_first_problem, tuple(checks))
 
     def _keyword(self, keyword: str, argument: Any) -> Check:
-        match keyword:
-            case "$ref":
-                return self._reference(argument.removeprefix("#/$defs/"))
-            case "type":
-                return _type_check(argument)
-            case "const":
-                return _member_check([argument])
-            case "enum":
-                return _member_check(argument)
-            case "pattern":
-                return _pattern_check(argument)
-            case "minLength" | "maxLength" | "minItems" | "maxItems" | "minProperties":
-                return _size_check(keyword, argument)
-            case "uniqueItems":
-                return _unique_check
-            case "items":
-                return _items_check(self.compile(argument))
-            case "properties":
-                return _properties_check({name: self.compile(part) for name, part in argument.items()})
-            case "oneOf":
-                return self._one_of(argument)
-            case "anyOf":
-                return _any_check([self.compile(part) for part in argument])
-            case _ if keyword in _COMPARISONS:
-                return _comparison_check(keyword, argument)
-            case _:
-                raise ValueError(f"schema keyword {keyword!r} is not supported")
+        if keyword in _SIZES:
+            return _size_check(keyword, argument)
+        if keyword in _COMPARISONS:
+            return _comparison_check(keyword, argument)
+        makers: dict[str, Callable[[Any], Check]] = {
+            "$ref": lambda name: self._reference(name.removeprefix("#/$defs/")),
+            "type": _type_check,
+            "const": lambda value: _member_check([value]),
+            "enum": _member_check,
+            "pattern": _pattern_check,
+            "uniqueItems": lambda _: _unique_check,
+            "items": lambda part: _items_check(self.compile(part)),
+            "properties": lambda parts: _properties_check(
+                {name: self.compile(part) for name, part in parts.items()}
+            ),
+            "oneOf": self._one_of,
+            "anyOf": lambda parts: _any_check([self.compile(part) for part in parts]),
+        }
+        if keyword not in makers:
+            raise ValueError(f"schema keyword {keyword!r} is not supported")
+        return makers[keyword](argument)
 
     def _reference(self, name: str) -> Check:
         def check(value: Any, path: str) -> str | None:
@@ -213,8 +213,7 @@ def _pattern_check(pattern: str) -> Check:
 
 
 def _size_check(keyword: str, bound: int) -> Check:
-    kind = {"Length": str, "Items": list, "Properties": dict}[keyword[3:]]
-    least = keyword.startswith("min")
+    kind, least = _SIZES[keyword]
 
     def check(value: Any, path: str) -> str | None:
         if not isinstance(value, kind) or (len(value) >= bound if least else len(value) <= bound):

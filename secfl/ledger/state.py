@@ -150,13 +150,22 @@ class LedgerState:
         )
         self.terms[index] = self.latest_terms
 
-    def _reserve(self, index: int, body: JsonObject) -> None:
+    def check_reserve(self, index: int, body: JsonObject) -> None:
+        """Whether a reservation may follow.
+
+        Raises:
+            LedgerCorrupted: It may not; names the field.
+        """
         if body["terms"] not in self.terms:
             raise LedgerCorrupted(index, f"body.terms: entry {body['terms']} is not an earlier terms entry")
         key = (body["round"], body["attempt"])
         if key <= self.latest_attempt:
             name = "round" if key[0] < self.latest_attempt[0] else "attempt"
             raise LedgerCorrupted(index, f"body.{name}: rounds and attempts must increase")
+
+    def _reserve(self, index: int, body: JsonObject) -> None:
+        self.check_reserve(index, body)
+        key = (body["round"], body["attempt"])
         reservation = Reservation(
             index=index,
             round_id=body["round"],

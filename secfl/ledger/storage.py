@@ -19,18 +19,19 @@ class LedgerFile:
 
     Args:
         path: The file; a lock file with ``.lock`` appended to its name lies beside it.
+        wait_seconds: How long to wait for another writer.
 
     Raises:
         ConfigError: Another process writes to it, or the folder does not allow it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait_seconds: float = 0.0) -> None:
         self._path = path
         self._lock = FileLock(f"{path}.lock", thread_local=False)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=wait_seconds)
         except Timeout:
-            raise ConfigError(f"{path}: another process is writing to this ledger") from None
+            raise ConfigError(f"{path}: another process holds this ledger") from None
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
         self._descriptor: int | None = None

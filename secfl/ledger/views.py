@@ -27,12 +27,22 @@ from secfl.dp.noise import NoiseFamily
 from secfl.errors import ConfigError, UnsupportedEvent
 from secfl.guarantees import Adversary, Assumption, Behaviour, Guarantee, View, Visibility
 from secfl.ledger.bounds import colluder_bound
+from secfl.ledger.budget import Budget, Charge
 from secfl.ledger.entry import Exposure, KeyCustody, RunHeader
 from secfl.ledger.events import Event, Family, Noise, NonPrivate, Placement, Sampling, leaves
 from secfl.ledger.state import LedgerState, Terms
 from secfl.ledger.words import condition, sight
 
-__all__ = ["Release", "Statement", "adversaries", "planned_event", "releases", "seen_event", "statements"]
+__all__ = [
+    "Release",
+    "Statement",
+    "adversaries",
+    "planned_charge",
+    "releases",
+    "seen_event",
+    "statements",
+    "statements_about",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,14 +207,17 @@ def statements(state: LedgerState, delta: float | None = None) -> list[Statement
     Raises:
         ConfigError: No δ is given and the header has none, though there is noise.
     """
+    return statements_about(state, adversaries(len(state.header.cohort)), delta)
+
+
+def statements_about(
+    state: LedgerState, rows: Iterable[Adversary], delta: float | None = None
+) -> list[Statement]:
+    """The rows of these adversaries alone, which is quicker than all of them; see `statements`."""
     found = releases(state)
     delta = state.header.delta if delta is None else delta
     joiner = _Joiner(state.header, found, delta)
-    return [
-        joiner.row(adversary, site)
-        for adversary in adversaries(len(state.header.cohort))
-        for site in _sites(state.header, found)
-    ]
+    return [joiner.row(adversary, site) for adversary in rows for site in _sites(state.header, found)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,6 +496,25 @@ def _unprotected(header: RunHeader, found: Iterable[Release]) -> tuple[str, ...]
     return tuple(listed)
 
 
-def planned_event(event: Event, *, unknown_shares: int) -> DpEvent:
-    """What a budget is charged before the round: the event at the planned number of unknown shares."""
-    return seen_event(event, unknown_shares, site=None)
+def planned_charge(terms: Terms, budget: Budget, *, opened: bool = True) -> Charge:
+    """What a budget is charged for one round, at the threshold's number of survivors.
+
+    Whoever drops out is up to the aggregator, so a plan that counts on more survivors can be broken by it.
+
+    Args:
+        terms: Of the round.
+        budget: Whose adversary is charged.
+        opened: False for an attempt that ended after single inputs were sent.
+    """
+    view = View.AGGREGATOR_COLLUDERS if budget.colluders else View.AGGREGATOR
+    adversary = Adversary(view=view, behaviour=budget.adversary, colluders=budget.colluders)
+    error = _sampler_error(terms.event)
+    release = Release(
+        terms=terms, survivors=terms.guarantee.threshold, opened=opened, count=1, total_variation=error
+    )
+    item = _look(release, adversary)
+    if item is None:
+        return Charge(event=NoOp(), error=0.0)
+    if item.visibility is not Visibility.EVERY_UPDATE:
+        error += 2.0**terms.guarantee.advantage_log2
+    return Charge(event=seen_event(terms.event, item.unknown_shares, site=None), error=error)

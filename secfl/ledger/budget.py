@@ -1,0 +1,166 @@
+"""A budget as a filter: a release that would exceed it is refused before anything is sent.
+
+Two forms. With ``order`` (a Rényi order fixed beforehand) mechanisms may be chosen adaptively, across rounds
+and runs: the sum of Rényi divergences at that order is capped (Feldman and Zrnic 2021, "Individual Privacy
+Accounting via a Rényi Filter", Theorem 4.3). Without it every round runs the one mechanism that the first
+round announced, and the tight accountant decides. Either way the cap is the guarantee, the reading is
+informative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from secfl.dp.accounting import Relation, epsilon
+from secfl.dp.events import DpEvent, SelfComposed
+from secfl.dp.rdp import LARGEST_ORDER, rdp_curve
+from secfl.errors import BudgetExhausted, ConfigError, UnsupportedEvent
+from secfl.guarantees import Behaviour
+
+__all__ = ["Budget", "Charge", "Meter", "suggested_order"]
+
+
+def suggested_order(epsilon: float, delta: float) -> int:
+    """The integer Rényi order that leaves an unsampled Gaussian the most room: about 1 + 2·ln(1/δ)/ε."""
+    return max(2, min(LARGEST_ORDER, round(1 + 2 * math.log(1 / delta) / epsilon)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Most that one adversary may learn.
+
+    Attributes:
+        epsilon: Cap on ε.
+        delta: δ beside it.
+        order: Rényi order of the filter (2 to 1024), or ``None``: one mechanism only.
+        adversary: Behaviour of the aggregator that is planned for.
+        colluders: Clients that collude with it.
+    """
+
+    epsilon: float
+    delta: float
+    order: int | None = None
+    adversary: Behaviour = Behaviour.MALICIOUS
+    colluders: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
+            raise ConfigError("budget: epsilon must be a positive number")
+        if not 0 < self.delta < 1:
+            raise ConfigError("budget: delta must lie between 0 and 1")
+        if self.order is not None and not 2 <= self.order <= LARGEST_ORDER:
+            raise ConfigError(f"budget: order must be an integer from 2 to {LARGEST_ORDER}")
+        if self.colluders < 0:
+            raise ConfigError("budget: colluders must be 0 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger's JSON form."""
+        return {
+            "epsilon": self.epsilon,
+            "delta": self.delta,
+            "order": self.order,
+            "adversary": self.adversary.value,
+            "colluders": self.colluders,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Budget:
+        """Read what the schema has accepted."""
+        return cls(
+            epsilon=float(value["epsilon"]),
+            delta=float(value["delta"]),
+            order=value["order"],
+            adversary=Behaviour(value["adversary"]),
+            colluders=value["colluders"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What one release costs the planned adversary.
+
+    Attributes:
+        event: As that adversary sees it at the threshold's number of survivors.
+        error: What sampler and cryptography add, as a distance; see `secfl.ledger.views`.
+    """
+
+    event: DpEvent
+    error: float
+
+
+class Meter:
+    """Sums charges and says whether another one fits. Holds no file."""
+
+    def __init__(self, budget: Budget, *, relation: Relation = Relation.ADD_REMOVE) -> None:
+        self._budget = budget
+        self._relation = relation
+        self._counts: dict[Charge, int] = {}
+        self._divergence = 0.0
+        self._error = 0.0
+        self._fits = 0  # a count of the one mechanism that is known to fit
+        self._exceeds: int | None = None  # one that is known not to
+
+    def add(self, charge: Charge, count: int = 1) -> None:
+        """Record a release, whether or not it fits. A negative count takes releases back."""
+        self._counts[charge] = self._counts.get(charge, 0) + count
+        self._error += count * charge.error
+        if self._budget.order is not None:
+            self._divergence += count * _divergence(charge.event, self._budget.order)
+
+    def require(self, charge: Charge) -> None:
+        """Refuse a release that does not fit.
+
+        Raises:
+            BudgetExhausted: It would exceed the budget.
+            UnsupportedEvent: The budget has no Rényi order, and this is another mechanism than before.
+        """
+        if self._budget.order is not None:
+            fits = self._fits_filter(charge, self._budget.order)
+        else:
+            if any(other != charge for other, count in self._counts.items() if count):
+                raise UnsupportedEvent(
+                    "budget: this release uses another mechanism than those before; a budget for changing "
+                    "mechanisms needs a Rényi order fixed at the start"
+                )
+            fits = self._fits_repeated(charge, self._counts.get(charge, 0) + 1)
+        if not fits:
+            raise BudgetExhausted(
+                f"budget: one more release would exceed epsilon {self._budget.epsilon:g} at delta "
+                f"{self._budget.delta:g} for {self._budget.adversary.value} aggregator and "
+                f"{self._budget.colluders} colluders"
+            )
+
+    def _rest(self, error: float) -> float:
+        """What sampler and cryptography leave of δ."""
+        if self._budget.epsilon > 600:
+            return 0.0 if error else self._budget.delta
+        return self._budget.delta - (1 + math.exp(self._budget.epsilon)) * error
+
+    def _fits_filter(self, charge: Charge, order: int) -> bool:
+        rest = self._rest(self._error + charge.error)
+        if rest <= 0:
+            return False
+        total = self._divergence + _divergence(charge.event, order)
+        # Canonne, Kamath and Steinke 2020, Proposition 12, at the one order.
+        reached = total + math.log1p(-1 / order) - (math.log(rest) + math.log(order)) / (order - 1)
+        return reached <= self._budget.epsilon
+
+    def _fits_repeated(self, charge: Charge, count: int) -> bool:
+        """Whether ``count`` releases fit; probes doubling counts, so that most calls need no accountant."""
+        while count > self._fits and (self._exceeds is None or count < self._exceeds):
+            probe = 2 * count if self._exceeds is None else (count + self._exceeds) // 2
+            for candidate in (probe, count):
+                rest = self._rest(candidate * charge.error)
+                event = SelfComposed(charge.event, candidate)
+                if rest > 0 and epsilon(event, delta=rest, relation=self._relation) <= self._budget.epsilon:
+                    self._fits = max(self._fits, candidate)
+                    break
+                self._exceeds = candidate if self._exceeds is None else min(self._exceeds, candidate)
+        return count <= self._fits
+
+
+def _divergence(event: DpEvent, order: int) -> float:
+    return rdp_curve(event, (order,))[order]
