@@ -1,8 +1,9 @@
 """From events to ε. Every figure is an upper bound for the mechanism that ran.
 
-Two accountants: privacy loss distributions (dp-accounting), and Rényi (`secfl.dp.rdp`, computed here).
-Without sampling the Gaussian mechanism is solved exactly. The integer mechanisms add two remainders: a pure one (the
-discrete Gaussian is not quite a post-processed Gaussian), and the sampler's distance from ideal noise.
+Three ways: without sampling the Gaussian mechanism is solved exactly; with it, a privacy loss distribution
+(`secfl.dp.loss`); for mechanisms that only have Rényi bounds, `secfl.dp.rdp`. dp-accounting gives the second
+opinion (`cross_check`). The integer mechanisms add two remainders: a pure one (the discrete Gaussian is not
+quite a post-processed Gaussian), and the sampler's distance from ideal noise.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 from secfl.dp.analytic import analytic_gaussian_epsilon
 from secfl.dp.events import DpEvent, Gaussian, IntegerNoise, Leaf, NonPrivate, leaves
 from secfl.dp.integer import gaussian_equivalent
+from secfl.dp.loss import ComposedLoss, compose_gaussians
 from secfl.dp.noise import NoiseFamily
-from secfl.dp.rdp import ORDERS, rdp_of_leaf, rdp_to_epsilon
-from secfl.errors import ConfigError, UnsupportedEvent
+from secfl.dp.rdp import curve_of_leaves, rdp_to_epsilon
+from secfl.errors import ConfigError, PrivacyError, UnsupportedEvent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +29,7 @@ __all__ = [
     "SMALLEST_FFT_DELTA",
     "Accountant",
     "Relation",
+    "cross_check",
     "delta_with_cryptography",
     "epsilon",
     "epsilon_reference",
@@ -35,8 +38,8 @@ __all__ = [
 SMALLEST_FFT_DELTA: Final = 1e-12
 """Below it, the rounding errors of the FFT are no longer small beside δ."""
 
-_INTERVAL: Final = 5e-4  # discretisation of privacy losses; "connect the dots" rounds to the pessimistic side
-_DISTINCT: Final = 48  # more distinct mechanisms than this are merged, each to a worse one
+_LIBRARY_INTERVAL: Final = 2e-4  # dp-accounting rounds privacy losses to the pessimistic side of this grid
+_DISTINCT: Final = 128  # more distinct mechanisms than this are merged, each to a worse one
 
 
 class Relation(StrEnum):
@@ -48,12 +51,17 @@ class Relation(StrEnum):
 
 
 class Accountant(StrEnum):
-    """How ε is computed. AUTO: exact without sampling, else PLD where it applies, else RDP."""
+    """How ε is computed. AUTO: exact without sampling, else PLD where it applies, else RDP.
+
+    PLD and RDP are computed here; the LIBRARY ones by dp-accounting, from the same Gaussian equivalents.
+    """
 
     AUTO = "auto"
     EXACT = "exact"
     PLD = "pld"
     RDP = "rdp"
+    LIBRARY_PLD = "library_pld"
+    LIBRARY_RDP = "library_rdp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +139,10 @@ def epsilon(
         return 0.0
     chosen = _choose(accountant, flat, delta)
 
+    curve = curve_of_leaves(counts) if chosen is Accountant.RDP else {}
+
     def ideal(remaining: float) -> float:
-        if chosen is Accountant.RDP:
-            curve = {
-                order: math.fsum(count * rdp_of_leaf(leaf, order) for leaf, count in counts.items())
-                for order in ORDERS
-            }
+        if curve:
             return rdp_to_epsilon(curve, remaining)
         remaining *= math.exp(-flat.remainder)
         return _gaussian_epsilon(flat.gaussians, remaining, chosen) + 2 * flat.remainder
@@ -172,14 +178,12 @@ def _choose(accountant: Accountant, flat: _Flat, delta: float) -> Accountant:
         if not sampled:
             return Accountant.EXACT
         return Accountant.PLD if delta >= 2 * SMALLEST_FFT_DELTA else Accountant.RDP
-    if accountant is Accountant.RDP:
-        return accountant
-    if flat.other:
+    if accountant is not Accountant.RDP and flat.other:
         raise UnsupportedEvent(f"the {accountant} accountant covers Gaussian mechanisms only")
     if accountant is Accountant.EXACT and sampled:
         raise UnsupportedEvent("no exact accounting under sampling")
-    if accountant is Accountant.PLD and delta < SMALLEST_FFT_DELTA:
-        raise ConfigError(f"delta below {SMALLEST_FFT_DELTA:g}: out of reach for the PLD accountant")
+    if accountant in {Accountant.PLD, Accountant.LIBRARY_PLD} and delta < SMALLEST_FFT_DELTA:
+        raise ConfigError(f"delta below {SMALLEST_FFT_DELTA:g}: out of reach for the PLD accountants")
     return accountant
 
 
@@ -215,36 +219,37 @@ def _gaussian_epsilon(
     """ε of Gaussians with (multiplier, rate, count); pure, so results are kept."""
     if not gaussians:
         return 0.0
-    if accountant is Accountant.EXACT:
-        return analytic_gaussian_epsilon(delta, math.fsum(c / (z * z) for z, _, c in gaussians) ** -0.5)
-    distribution = _loss_distribution(gaussians)
-    return float(distribution.get_epsilon_for_delta(delta))
+    match accountant:
+        case Accountant.EXACT:
+            return analytic_gaussian_epsilon(delta, math.fsum(c / (z * z) for z, _, c in gaussians) ** -0.5)
+        case Accountant.LIBRARY_PLD | Accountant.LIBRARY_RDP:
+            return _library_epsilon(gaussians, delta, accountant)
+        case _:
+            return _loss_distribution(gaussians).epsilon(delta)
 
 
 @lru_cache(maxsize=64)
-def _loss_distribution(gaussians: tuple[tuple[float, float, int], ...]) -> Any:
-    """The composed privacy loss distribution (dp-accounting), rounded to the pessimistic side."""
-    from dp_accounting.pld import privacy_loss_distribution
+def _loss_distribution(gaussians: tuple[tuple[float, float, int], ...]) -> ComposedLoss:
+    return compose_gaussians(_merge(gaussians))
 
-    merged = _merge(gaussians)
-    interval = _INTERVAL
-    rough = rdp_to_epsilon(
-        {
-            order: math.fsum(count * rdp_of_leaf(Leaf(Gaussian(z), q), order) for z, q, count in merged)
-            for order in (2, 3, 4, 8, 16, 32, 64)
-        },
-        1e-6,
-    )
-    while rough > 1e5 * interval:
-        interval *= 2
-    composed = None
-    for multiplier, rate, count in merged:
-        single = privacy_loss_distribution.from_gaussian_mechanism(
-            multiplier, value_discretization_interval=interval, sampling_prob=rate
-        )
-        many = single.self_compose(count) if count > 1 else single
-        composed = many if composed is None else composed.compose(many)
-    return composed
+
+def _library_epsilon(
+    gaussians: tuple[tuple[float, float, int], ...], delta: float, accountant: Accountant
+) -> float:
+    """The same by dp-accounting, which takes a second to load."""
+    import dp_accounting
+
+    library: Any
+    if accountant is Accountant.LIBRARY_PLD:
+        library = dp_accounting.pld.PLDAccountant(value_discretization_interval=_LIBRARY_INTERVAL)
+    else:
+        library = dp_accounting.rdp.RdpAccountant()
+    for multiplier, rate, count in gaussians:
+        event: Any = dp_accounting.GaussianDpEvent(multiplier)
+        if rate < 1:
+            event = dp_accounting.PoissonSampledDpEvent(rate, event)
+        library.compose(event, count)
+    return float(library.get_epsilon(delta))
 
 
 def _merge(gaussians: tuple[tuple[float, float, int], ...]) -> tuple[tuple[float, float, int], ...]:
@@ -267,6 +272,28 @@ def _merge(gaussians: tuple[tuple[float, float, int], ...]) -> tuple[tuple[float
         )
         width *= 1.5
     return merged
+
+
+def cross_check(event: DpEvent, *, delta: float) -> dict[Accountant, float]:
+    """ε of one event by every accountant that covers it.
+
+    Raises:
+        PrivacyError: The accountants contradict each other: a Rényi figure below the PLD one, or two PLD
+            figures more than one per cent (or 0.005) apart.
+    """
+    results: dict[Accountant, float] = {}
+    for accountant in Accountant:
+        try:
+            results[accountant] = epsilon(event, delta=delta, accountant=accountant)
+        except (ConfigError, UnsupportedEvent):
+            continue
+    reference = results.get(Accountant.PLD, results[Accountant.AUTO])
+    slack = max(0.005, 0.01 * reference)
+    for accountant, figure in results.items():
+        tight = accountant not in {Accountant.RDP, Accountant.LIBRARY_RDP}
+        if figure < reference - slack or (tight and figure > reference + slack):
+            raise PrivacyError(f"accountants disagree: {accountant} says {figure:g}, expected {reference:g}")
+    return results
 
 
 def delta_with_cryptography(delta: float, epsilon: float, *, advantage_log2: float) -> float:

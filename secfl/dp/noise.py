@@ -23,7 +23,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
-from secfl.dp.tables import Table, discrete_gaussian_table, skellam_table
+from secfl.dp.tables import Table, Thresholds, discrete_gaussian_thresholds, skellam_thresholds
 from secfl.dp.tails import discrete_gaussian_tail, skellam_tail
 from secfl.errors import ConfigError, LocalProtocolError
 from secfl.randomness import Rng
@@ -119,6 +119,53 @@ class IntegerSampler:
         return min(self.reach, bound)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Design:
+    """Which thresholds make one draw: ``fine + stride * coarse``."""
+
+    stride: int
+    parts: tuple[Thresholds, ...]
+    deviation: float  # of the sum of two ideal parts from the ideal whole
+
+    @property
+    def total_variation(self) -> float:
+        return sum(part.total_variation for part in self.parts) + self.deviation
+
+    @property
+    def reach(self) -> int:
+        return self.parts[0].reach + (self.stride * self.parts[1].reach if self.stride > 1 else 0)
+
+
+@lru_cache(maxsize=256)
+def _design(family: NoiseFamily, sigma: float) -> _Design:
+    if not SMALLEST_SIGMA <= sigma <= LARGEST_SIGMA:
+        raise ConfigError(
+            f"noise: sigma of {sigma:g} grid units, expected {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}"
+        )
+    variance = Fraction(sigma) ** 2
+    gaussian = family is NoiseFamily.DISCRETE_GAUSSIAN
+    if sigma <= _ONE_TABLE_UP_TO:
+        only = discrete_gaussian_thresholds(variance) if gaussian else skellam_thresholds(variance)
+        return _Design(stride=1, parts=(only,), deviation=0.0)
+    stride = round(math.sqrt(sigma / 2.5))
+    fine_variance = Fraction(25 * stride * stride, 4)
+    coarse_variance = variance - fine_variance  # of stride * X2
+    if gaussian:
+        parts = (
+            discrete_gaussian_thresholds(fine_variance),
+            discrete_gaussian_thresholds(coarse_variance / stride**2),
+        )
+        squared = float(fine_variance * coarse_variance / stride**2 / variance)
+        deviation = 2.1 * math.exp(-2 * math.pi**2 * squared)
+    else:
+        parts = (skellam_thresholds(fine_variance), skellam_thresholds(coarse_variance, stride))
+        joint = float(fine_variance * coarse_variance / variance)
+        deviation = sum(
+            math.exp(-2 * joint * math.sin(math.pi * wave / stride) ** 2) for wave in range(1, stride)
+        )
+    return _Design(stride=stride, parts=parts, deviation=deviation)
+
+
 @lru_cache(maxsize=32)
 def integer_sampler(family: NoiseFamily, sigma: float) -> IntegerSampler:
     """The sampler for one family and width; a pure function, so results are kept.
@@ -135,44 +182,14 @@ def integer_sampler(family: NoiseFamily, sigma: float) -> IntegerSampler:
     Raises:
         ConfigError: σ outside the range.
     """
-    if not SMALLEST_SIGMA <= sigma <= LARGEST_SIGMA:
-        raise ConfigError(
-            f"noise: sigma of {sigma:g} grid units, expected {SMALLEST_SIGMA:g} to {LARGEST_SIGMA:g}"
-        )
-    variance = Fraction(sigma) ** 2
-    if sigma <= _ONE_TABLE_UP_TO:
-        gaussian = family is NoiseFamily.DISCRETE_GAUSSIAN
-        table = discrete_gaussian_table(variance) if gaussian else skellam_table(variance)
-        return IntegerSampler(
-            family=family,
-            sigma=sigma,
-            total_variation=table.total_variation,
-            reach=table.reach,
-            _tables=(table,),
-            _stride=1,
-        )
-    stride = round(math.sqrt(sigma / 2.5))
-    fine_variance = Fraction(25 * stride * stride, 4)
-    coarse_variance = variance - fine_variance  # of stride * X2
-    if family is NoiseFamily.DISCRETE_GAUSSIAN:
-        fine = discrete_gaussian_table(fine_variance)
-        coarse = discrete_gaussian_table(coarse_variance / stride**2)
-        squared = float(fine_variance * coarse_variance / stride**2 / variance)
-        deviation = 2.1 * math.exp(-2 * math.pi**2 * squared)
-    else:
-        fine = skellam_table(fine_variance)
-        coarse = skellam_table(coarse_variance, stride)
-        joint = float(fine_variance * coarse_variance / variance)
-        deviation = sum(
-            math.exp(-2 * joint * math.sin(math.pi * wave / stride) ** 2) for wave in range(1, stride)
-        )
+    design = _design(family, sigma)
     return IntegerSampler(
         family=family,
         sigma=sigma,
-        total_variation=fine.total_variation + coarse.total_variation + deviation,
-        reach=fine.reach + stride * coarse.reach,
-        _tables=(fine, coarse),
-        _stride=stride,
+        total_variation=design.total_variation,
+        reach=design.reach,
+        _tables=tuple(Table(part) for part in design.parts),
+        _stride=design.stride,
     )
 
 
@@ -203,6 +220,11 @@ class NoiseShare:
     def sampler(self) -> IntegerSampler:
         """The (kept) sampler of this share."""
         return integer_sampler(self.family, self.sigma)
+
+    @property
+    def total_variation(self) -> float:
+        """That of the sampler; known without building its lookup tables."""
+        return _design(self.family, self.sigma).total_variation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,7 +172,7 @@ class PrivacyPlan:
             dimension=self.dimension,
             shares=unknown,
             smallest_share=share.sigma,
-            sampler_error=share.sampler().total_variation * self.shares,
+            sampler_error=share.total_variation * self.shares,
         )
         if self.sampling_rate < 1:
             return PoissonSampled(self.sampling_rate, mechanism)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from secfl.dp.events import DpEvent, Gaussian, IntegerNoise, Leaf, NonPrivate, ZeroConcentrated, leaves
 from secfl.dp.integer import gaussian_equivalent
 from secfl.dp.noise import NoiseFamily
 from secfl.errors import ConfigError, UnsupportedEvent
 
-__all__ = ["LARGEST_ORDER", "ORDERS", "rdp_curve", "rdp_epsilon", "rdp_of_leaf", "rdp_to_epsilon"]
+__all__ = ["LARGEST_ORDER", "ORDERS", "curve_of_leaves", "rdp_curve", "rdp_of_leaf", "rdp_to_epsilon"]
 
 LARGEST_ORDER: Final = 1024
 ORDERS: Final[tuple[int, ...]] = (
@@ -39,43 +42,95 @@ def _check_order(order: int) -> None:
         raise ConfigError(f"Rényi order {order}: expected an integer from 2 to {LARGEST_ORDER}")
 
 
-def _log_sum(terms: Sequence[float]) -> float:
-    largest = max(terms)
-    if math.isinf(largest):
-        return largest
-    return largest + math.log(math.fsum(math.exp(term - largest) for term in terms))
+def _log_binomials(order: int) -> NDArray[np.float64]:
+    """Logarithms of C(α, j) for j = 0 .. α."""
+    logs = np.array([math.lgamma(j + 1) for j in range(order + 1)])
+    result: NDArray[np.float64] = logs[order] - logs - logs[::-1]
+    return result
 
 
-@lru_cache(maxsize=4096)
-def _log_binomials(order: int) -> tuple[float, ...]:
-    return tuple(
-        math.lgamma(order + 1) - math.lgamma(j + 1) - math.lgamma(order - j + 1) for j in range(order + 1)
-    )
+def _plain(mechanisms: Sequence[_Mechanism], order: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Rényi divergences without sampling, shape (mechanisms, orders)."""
+    linear = np.array([mechanism.linear for mechanism in mechanisms])[:, None]
+    skellam = np.array([mechanism.skellam for mechanism in mechanisms])
+    quadratic, constant, cap = skellam[:, 0:1], skellam[:, 1:2], skellam[:, 2:3]
+    divergence: NDArray[np.float64] = order * linear + np.minimum(quadratic * (2 * order - 1) + constant, cap)
+    return divergence
 
 
-def _gaussian(order: int, noise_multiplier: float) -> float:
-    """Order/(2z²): Mironov 2017, Corollary 3."""
-    return order / (2 * noise_multiplier**2)
+@dataclass(frozen=True, slots=True)
+class _Mechanism:
+    """Divergence of order α: ``α·linear + min(a(2α-1) + b, c)``, densities off by at most e^±remainder.
+
+    Gaussian: 1/(2z²) (Mironov 2017, Corollary 3). zCDP: ρ (Bun and Steinke 2016, Definition 1.1). Skellam, µ
+    the variance of the sum: Agarwal, Kairouz and Liu 2021, "The Skellam Mechanism", Corollary 3.1, with
+    ``Δ1 <= min(sqrt(d)·Δ2, Δ2²)`` because integers are at most their squares.
+    """
+
+    linear: float
+    skellam: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    remainder: float = 0.0
 
 
-def _skellam(order: int, event: IntegerNoise) -> float:
-    """Agarwal, Kairouz and Liu 2021, "The Skellam Mechanism", Corollary 3.1; µ is the variance of the sum."""
-    variance = event.sigma**2
-    l2 = float(event.sensitivity)
-    l1 = min(math.sqrt(event.dimension) * l2, l2 * l2)
-    extra = min(
-        ((2 * order - 1) * l2 * l2 + 6 * l1) / (4 * variance * variance),
-        3 * l1 / (2 * variance),
-    )
-    return order * l2 * l2 / (2 * variance) + extra
+def _mechanism(leaf: Leaf) -> _Mechanism:
+    match leaf.mechanism:
+        case NonPrivate():
+            return _Mechanism(math.inf)
+        case ZeroConcentrated(rho=rho):
+            if leaf.sampling_probability < 1:
+                raise UnsupportedEvent("zCDP under sampling loses the amplification; use RDP or PLD")
+            return _Mechanism(rho)
+        case Gaussian(noise_multiplier=z):
+            return _Mechanism(1 / (2 * z * z))
+        case IntegerNoise(family=NoiseFamily.DISCRETE_GAUSSIAN) as noise:
+            equivalent = gaussian_equivalent(noise)
+            return _Mechanism(1 / (2 * equivalent.noise_multiplier**2), remainder=equivalent.remainder)
+        case IntegerNoise() as noise:
+            variance = noise.sigma**2
+            l2 = float(noise.sensitivity)
+            l1 = min(math.sqrt(noise.dimension) * l2, l2 * l2)
+            terms = (l2 * l2 / (4 * variance**2), 6 * l1 / (4 * variance**2), 3 * l1 / (2 * variance))
+            return _Mechanism(l2 * l2 / (2 * variance), skellam=terms)
 
 
-@lru_cache(maxsize=65536)
+_CHUNK: Final = 512
+
+
+def _divergences(leaves_: Sequence[Leaf], order: int) -> NDArray[np.float64]:
+    """Rényi divergence bounds of order α for several mechanisms with their Poisson sampling."""
+    if len(leaves_) > _CHUNK:
+        parts = [leaves_[start : start + _CHUNK] for start in range(0, len(leaves_), _CHUNK)]
+        return np.concatenate([_divergences(part, order) for part in parts])
+    mechanisms = [_mechanism(leaf) for leaf in leaves_]
+    rates = np.array([leaf.sampling_probability for leaf in leaves_])
+    # Densities within e^±R of the ideal ones: D_α grows by at most (α + α - 1)/(α - 1) · R.
+    remainders = np.array([m.remainder for m in mechanisms]) * ((2 * order - 1) / (order - 1))
+    result = _plain(mechanisms, np.array([order]))[:, 0]
+    sampled = np.flatnonzero((rates < 1) & np.isfinite(result))
+    if sampled.size:
+        j = np.arange(2, order + 1)
+        log_rate = np.log(rates[sampled])[:, None]
+        log_rest = np.log1p(-rates[sampled])[:, None]
+        plain = _plain([mechanisms[index] for index in sampled], j)
+        terms = np.concatenate(
+            [
+                (order - 1) * log_rest + np.log1p((order - 1) * rates[sampled])[:, None],
+                _log_binomials(order)[2:] + (order - j) * log_rest + j * log_rate + (j - 1) * plain,
+            ],
+            axis=1,
+        )
+        top = terms.max(axis=1)
+        logarithm = top + np.log(np.exp(np.maximum(terms - top[:, None], -700.0)).sum(axis=1))
+        # The sum is at least 1; rounding must not make the divergence negative.
+        result[sampled] = np.maximum(logarithm, 0.0) / (order - 1)
+    return result + remainders
+
+
 def rdp_of_leaf(leaf: Leaf, order: int) -> float:
     """Rényi divergence bound of order α for one mechanism with its Poisson sampling.
 
-    Without sampling: Gaussian α/(2z²); Skellam as in Agarwal et al. 2021; the discrete Gaussian through its
-    Gaussian equivalent plus the pure remainder (docs/privacy.md). With sampling, for add/remove neighbours,
+    Without sampling as in `_Mechanism`; the discrete Gaussian through its Gaussian equivalent plus the pure
+    remainder (docs/privacy.md). With sampling, for add/remove neighbours,
 
         ε_α <= 1/(α-1) · log[(1-q)^(α-1) (1+(α-1)q) + Σ_{j=2..α} C(α,j) (1-q)^(α-j) q^j e^((j-1) ε_j)],
 
@@ -87,54 +142,29 @@ def rdp_of_leaf(leaf: Leaf, order: int) -> float:
         UnsupportedEvent: zCDP under sampling.
     """
     _check_order(order)
-    mechanism, rate = leaf.mechanism, leaf.sampling_probability
-    remainder = 0.0
-    match mechanism:
-        case NonPrivate():
-            return math.inf
-        case ZeroConcentrated(rho=rho):
-            if rate < 1:
-                raise UnsupportedEvent("zCDP under sampling loses the amplification; use RDP or PLD")
-            return order * rho
-        case IntegerNoise(family=NoiseFamily.DISCRETE_GAUSSIAN):
-            equivalent = gaussian_equivalent(mechanism)
-            multiplier, remainder = equivalent.noise_multiplier, equivalent.remainder
-        case Gaussian(noise_multiplier=multiplier):
-            pass
-        case IntegerNoise():
-            multiplier = 0.0
-    skellam = mechanism if isinstance(mechanism, IntegerNoise) and multiplier == 0.0 else None
-
-    def plain(j: int) -> float:
-        return _gaussian(j, multiplier) if skellam is None else _skellam(j, skellam)
-
-    # Densities within e^±R of the Gaussian ones: D_α grows by at most (α + α - 1)/(α - 1) · R.
-    remainder *= (2 * order - 1) / (order - 1)
-    if rate == 1:
-        return plain(order) + remainder
-    binomials = _log_binomials(order)
-    log_rate, log_rest = math.log(rate), math.log1p(-rate)
-    terms = [(order - 1) * log_rest + math.log1p((order - 1) * rate)]
-    terms += [
-        binomials[j] + (order - j) * log_rest + j * log_rate + (j - 1) * plain(j) for j in range(2, order + 1)
-    ]
-    # The sum is at least 1; rounding must not make the divergence negative.
-    return max(0.0, _log_sum(terms)) / (order - 1) + remainder
+    return float(_divergences([leaf], order)[0])
 
 
 def rdp_curve(event: DpEvent, orders: Sequence[int] = ORDERS) -> dict[int, float]:
     """Rényi divergence bound of a whole event at each order; composition adds (Mironov 2017, Prop. 1)."""
-    counts = leaves(event)
-    return {
-        order: math.fsum(count * rdp_of_leaf(leaf, order) for leaf, count in counts.items())
-        for order in orders
-    }
+    return curve_of_leaves(leaves(event), orders)
+
+
+def curve_of_leaves(counts: Mapping[Leaf, int], orders: Sequence[int] = ORDERS) -> dict[int, float]:
+    """The same from a multiset of mechanisms."""
+    keys = list(counts)
+    multiplicity = np.array([counts[key] for key in keys], dtype=np.float64)
+    curve = {}
+    for order in orders:
+        _check_order(order)
+        curve[order] = float(np.sum(multiplicity * _divergences(keys, order))) if keys else 0.0
+    return curve
 
 
 def rdp_to_epsilon(curve: Mapping[int, float], delta: float) -> float:
-    """ε at δ from a Rényi curve: Canonne, Kamath and Steinke 2020, Proposition 12; Balle et al. 2020.
+    """ε at δ from a Rényi curve: Canonne, Kamath and Steinke 2020, Proposition 12.
 
-    Every order gives a valid bound, so the least is taken.
+    ``ε = D_α + log(1 - 1/α) - (log δ + log α)/(α - 1)``. Every order gives a valid bound, so the least is taken.
     """
     if not 0 < delta < 1:
         raise ConfigError("delta: expected above 0 and below 1")
@@ -144,8 +174,3 @@ def rdp_to_epsilon(curve: Mapping[int, float], delta: float) -> float:
         candidate = divergence + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
         best = min(best, candidate)
     return max(0.0, best)
-
-
-def rdp_epsilon(event: DpEvent, *, delta: float, orders: Sequence[int] = ORDERS) -> float:
-    """ε at δ by Rényi accounting, before the sampler's error (see `secfl.dp.accounting.epsilon`)."""
-    return rdp_to_epsilon(rdp_curve(event, orders), delta)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from secfl.dp.tails import skellam_tail
 
-__all__ = ["THRESHOLD_BITS", "Table", "discrete_gaussian_table", "skellam_table"]
+__all__ = ["THRESHOLD_BITS", "Table", "Thresholds", "discrete_gaussian_thresholds", "skellam_thresholds"]
 
 THRESHOLD_BITS: Final = 128
 _FRACTION_BITS: Final = 320  # working precision of probabilities
@@ -35,22 +35,32 @@ _AMBIGUOUS: Final = np.int32(-(2**31))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Inverse-CDF table of one symmetric distribution on ``{-reach, ..., reach}``.
+class Thresholds:
+    """One symmetric distribution on ``{-reach, ..., reach}``.
 
     Attributes:
         reach: Largest absolute value that is ever drawn.
         high: The first 64 bits of each threshold, uint64, increasing, shape ``(2 * reach,)``.
         low: The last 64 bits of each threshold, same shape.
-        guide: Value for each 16-bit prefix of a draw, int32, or a marker where the prefix does not decide.
-        total_variation: Upper bound for the distance between the table's and the ideal distribution.
+        total_variation: Upper bound for the distance between the thresholds' and the ideal distribution.
     """
 
     reach: int
     high: NDArray[np.uint64] = field(repr=False)
     low: NDArray[np.uint64] = field(repr=False)
-    guide: NDArray[np.int32] = field(repr=False)
     total_variation: float
+
+
+class Table:
+    """Inverse-CDF table over `Thresholds`, with a guide by the first 16 bits of a draw."""
+
+    __slots__ = ("_guide", "_high", "_low", "_reach")
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self._reach = thresholds.reach
+        self._high = thresholds.high
+        self._low = thresholds.low
+        self._guide = _guide(thresholds.high, thresholds.reach)
 
     def invert(
         self,
@@ -67,25 +77,25 @@ class Table:
             out: int32, shape ``(count,)``, receives the values.
         """
         prefix = (words >> np.uint64(64 - _GUIDE_BITS)).astype(np.intp)
-        np.take(self.guide, prefix, out=out, mode="clip")
+        np.take(self._guide, prefix, out=out, mode="clip")
         open_draws = np.flatnonzero(out == _AMBIGUOUS)
         if open_draws.size == 0:
             return
         undecided = words[open_draws]
-        right = np.searchsorted(self.high, undecided, side="right")
-        out[open_draws] = right - self.reach
+        right = np.searchsorted(self._high, undecided, side="right")
+        out[open_draws] = right - self._reach
         # A tie with a prefix: the thresholds with that prefix are compared with the second word.
-        tied = np.flatnonzero(self.high[np.maximum(right - 1, 0)] == undecided)
+        tied = np.flatnonzero(self._high[np.maximum(right - 1, 0)] == undecided)
         if tied.size:
-            left = np.searchsorted(self.high, undecided[tied], side="left")
+            left = np.searchsorted(self._high, undecided[tied], side="left")
             for position, first, end, second in zip(
                 open_draws[tied], left, right[tied], more_words(int(tied.size)), strict=True
             ):
-                passed = np.searchsorted(self.low[first:end], second, side="right")
-                out[position] = first + passed - self.reach
+                passed = np.searchsorted(self._low[first:end], second, side="right")
+                out[position] = first + passed - self._reach
 
 
-def _table(weights: list[int]) -> Table:
+def _thresholds(weights: list[int]) -> Thresholds:
     """Thresholds from the weights of 0, 1, 2, ... (fixed point, ``_FRACTION_BITS``; symmetric, any scale)."""
     total = weights[0] + 2 * sum(weights[1:])
     line = [*reversed(weights[1:]), *weights]
@@ -114,11 +124,10 @@ def _table(weights: list[int]) -> Table:
     distance = Fraction(scaled, 2 * total * top)
     high = np.array([threshold >> 64 for threshold in inner], dtype=np.uint64)
     low = np.array([threshold & (2**64 - 1) for threshold in inner], dtype=np.uint64)
-    return Table(
+    return Thresholds(
         reach=reach,
         high=high,
         low=low,
-        guide=_guide(high, reach),
         total_variation=float(distance) * (1 + 2**-40) + _NEGLECTED_MASS,
     )
 
@@ -147,7 +156,7 @@ def _fixed(value: Decimal) -> int:
 
 
 @lru_cache(maxsize=64)
-def discrete_gaussian_table(variance: Fraction) -> Table:
+def discrete_gaussian_thresholds(variance: Fraction) -> Thresholds:
     """The discrete Gaussian: probability of x proportional to ``exp(-x**2 / (2 * variance))``.
 
     Args:
@@ -163,11 +172,11 @@ def discrete_gaussian_table(variance: Fraction) -> Table:
         weights.append(weight)
         weight = weight * ratio >> _FRACTION_BITS
         ratio = ratio * step >> _FRACTION_BITS
-    return _table(weights)
+    return _thresholds(weights)
 
 
 @lru_cache(maxsize=64)
-def skellam_table(variance: Fraction, stride: int = 1) -> Table:
+def skellam_thresholds(variance: Fraction, stride: int = 1) -> Thresholds:
     """Skellam noise (difference of two Poisson counts) of the given variance, at the multiples of ``stride``.
 
     The table's value j stands for the integer ``stride * j``; with ``stride > 1`` it is the Skellam
@@ -206,7 +215,7 @@ def skellam_table(variance: Fraction, stride: int = 1) -> Table:
             term = waves[index] * cosines[position] >> _FRACTION_BITS
             total += term if 2 * index == circle else 2 * term
         weights.append(max(0, total) // circle)
-    return _table(weights)
+    return _thresholds(weights)
 
 
 def _pi() -> Decimal:
