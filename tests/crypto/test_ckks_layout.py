@@ -81,7 +81,8 @@ def test_polynomials_can_be_taken_in_any_portions():
 @pytest.mark.parametrize(
     ("bits", "clients", "values", "coefficients"),
     [
-        (16, 3, 2, 1),
+        (16, 3, 3, 1),
+        (18, 3, 2, 1),
         (19, 5, 2, 1),
         (20, 10, 2, 1),
         (23, 10, 2, 1),
