@@ -111,7 +111,6 @@ def _introduction(info: RunInfo) -> list[str]:
     lines = [
         f"{len(info.sites)} sites: {', '.join(info.sites)}",
         f"{info.parameters:,} parameters, added with {info.scheme}{key}, threshold {info.threshold}",
-        f"privacy: {info.privacy}",
         f"run: {info.run}",
     ]
     if info.first_round:
