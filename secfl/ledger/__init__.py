@@ -17,8 +17,8 @@ from secfl.ledger.events import (
 )
 from secfl.ledger.log import PrivacyLedger
 from secfl.ledger.state import Reservation
+from secfl.ledger.statement import Statement
 from secfl.ledger.verify import Verdict, verify_file
-from secfl.ledger.views import Statement
 
 __all__ = [
     "Account",

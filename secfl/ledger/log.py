@@ -23,27 +23,23 @@ from types import TracebackType
 from typing import Any, Self
 
 from secfl.crypto.identity import Identity
-from secfl.dp.accounting import Relation
-from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError
+from secfl.errors import ConfigError, LocalProtocolError
 from secfl.guarantees import Guarantee
 from secfl.ledger.accounts import Account
-from secfl.ledger.budget import Meter
-from secfl.ledger.canonical import canonical, parse_line
+from secfl.ledger.canonical import canonical
 from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness, collect_signatures
 from secfl.ledger.entry import (
-    GENESIS,
-    Entry,
     EntryType,
     Exposure,
     RunHeader,
-    encode_entry,
     guarantee_to_json,
 )
 from secfl.ledger.events import Event
-from secfl.ledger.reader import read_entry, replay
 from secfl.ledger.state import LedgerState, Reservation, Terms
+from secfl.ledger.statement import Statement
 from secfl.ledger.storage import LedgerFile
-from secfl.ledger.views import Statement, planned_charge, releases, statements
+from secfl.ledger.views import planned_charge, statements
+from secfl.ledger.writing import check_account, check_resumable, make_entry, meter_of, recover
 from secfl.types import join_fields
 
 __all__ = ["PrivacyLedger", "utc_now"]
@@ -67,7 +63,7 @@ class PrivacyLedger:
         self._state = state
         self._clock = clock
         self._account = account
-        self._meter = _meter_of(state)
+        self._meter = meter_of(state)
         self._witnesses: dict[str, Witness] = {}
 
     @classmethod
@@ -92,9 +88,9 @@ class PrivacyLedger:
                 account do not belong together.
         """
         path = Path(path)
-        _check_account(header, account)
+        check_account(header, account)
         state = LedgerState()
-        line, entry = _make_entry(state, EntryType.OPEN, header.to_json(), clock())
+        line, entry = make_entry(state, EntryType.OPEN, header.to_json(), clock())
         state.apply(entry)
         file = LedgerFile(path)
         try:
@@ -130,9 +126,9 @@ class PrivacyLedger:
             return cls.create(path, header, account=account, clock=clock)
         file = LedgerFile(path)
         try:
-            state = _recover(file, clock)
-            _check_resumable(state, header, path)
-            _check_account(state.header, account)
+            state = recover(file, clock)
+            check_resumable(state, header, path)
+            check_account(state.header, account)
         except BaseException:
             file.release()
             raise
@@ -277,7 +273,7 @@ class PrivacyLedger:
                 {"reservation": reservation.index, "exposure": exposure.value, "reason": reason},
             )
         )
-        self._meter = _meter_of(self._state)
+        self._meter = meter_of(self._state)
 
     def checkpoint(self, co_signers: Sequence[CoSigner | Identity]) -> Checkpoint:
         """Have the log so far signed; the clients keep what they sign.
@@ -372,69 +368,9 @@ class PrivacyLedger:
         lines: list[bytes] = []
         try:
             for kind, body in bodies:
-                line, entry = _make_entry(self._state, kind, body, time)
+                line, entry = make_entry(self._state, kind, body, time)
                 self._state.apply(entry)
                 lines.append(line + b"\n")
         finally:
             if lines:
                 self._file.append(b"".join(lines))
-
-
-def _check_account(header: RunHeader, account: Account | None) -> None:
-    stated, given = header.account, None if account is None else account.identity
-    if stated != given:
-        raise ConfigError(f"ledger: the header names account {stated}, but {given} was given")
-    if account is not None and (header.unit, header.relation) != (account.unit, account.relation):
-        raise ConfigError(
-            f"ledger: the account counts {account.unit} under {account.relation}, the run states "
-            f"{header.unit} under {header.relation}"
-        )
-
-
-def _meter_of(state: LedgerState) -> Meter | None:
-    """The run's own budget, with everything that counts as spent."""
-    header = state.header
-    if header.budget is None:
-        return None
-    meter = Meter(header.budget, relation=header.relation or Relation.ADD_REMOVE)
-    for release in releases(state):
-        charge = planned_charge(release.terms, header.budget, opened=release.opened)
-        meter.add(charge, release.count)
-    return meter
-
-
-def _check_resumable(state: LedgerState, header: RunHeader | None, path: Path) -> None:
-    if header is not None and canonical(header.to_json()) != canonical(state.header.to_json()):
-        raise ConfigError(f"{path}: this ledger was started with another header")
-    if state.closed is not None:
-        raise LocalProtocolError(f"{path}: the ledger is closed")
-
-
-def _make_entry(state: LedgerState, kind: EntryType, body: dict[str, Any], time: str) -> tuple[bytes, Entry]:
-    """Encode the next entry and read it back through the same checks as `verify`."""
-    previous = state.last_hash.hex() if state.size else GENESIS
-    line, _ = encode_entry(index=state.size, kind=kind.value, body=body, time=time, previous=previous)
-    return line, read_entry(line, state)
-
-
-def _recover(file: LedgerFile, clock: Callable[[], str]) -> LedgerState:
-    """Replay the file and repair a torn end."""
-    found = replay(file.read())
-    state, fragment = found.state, found.fragment
-    if not fragment:
-        state.header  # noqa: B018 - an empty file is refused here
-        return state
-    try:
-        parse_line(fragment)
-        entry = read_entry(fragment, state)
-        state.apply(entry)
-    except (ValueError, LedgerCorrupted):
-        terms = None if state.latest_terms is None else state.latest_terms.index
-        body = {"fragment": fragment.hex(), "terms": terms}
-        line, entry = _make_entry(state, EntryType.RECOVERED, body, clock())
-        file.overwrite_tail(found.good_bytes, line + b"\n")
-        state.apply(entry)
-    else:
-        # Only the newline was lost.
-        file.append(b"\n")
-    return state

@@ -37,7 +37,7 @@ _COMPARISONS: Final[dict[str, tuple[Callable[[float, float], bool], str]]] = {
     "exclusiveMinimum": (lambda value, bound: value > bound, "above"),
     "exclusiveMaximum": (lambda value, bound: value < bound, "below"),
 }
-_SIZES: Final[dict[str, tuple[type, bool]]] = {
+_SIZES: Final[dict[str, tuple[type[str | list[Any] | dict[str, Any]], bool]]] = {
     "minLength": (str, True),
     "maxLength": (str, False),
     "minItems": (list, True),

@@ -12,7 +12,8 @@ from secfl.errors import ConfigError, LedgerCorrupted
 from secfl.ledger.checkpoints import Checkpoint, check_kept
 from secfl.ledger.reader import replay
 from secfl.ledger.state import LedgerState
-from secfl.ledger.views import Statement, statements
+from secfl.ledger.statement import Statement
+from secfl.ledger.views import statements
 from secfl.ledger.words import SIMULATED, plural
 
 __all__ = ["CANNOT_PROVE", "Status", "Verdict", "load", "verify_file"]

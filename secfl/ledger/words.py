@@ -61,7 +61,7 @@ def condition(
     visibility: Visibility,
     *,
     assumptions: Sequence[Assumption],
-    tolerated: int,
+    tolerated: int | None,
     threshold: int,
     cohort_size: int,
     reason: str,
