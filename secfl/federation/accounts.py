@@ -79,17 +79,10 @@ class RunAccounts:
             key_mode=key_mode_name(config.secure_agg),
             custody=KeyCustody.ONE_PROCESS,
             unit=None if plan is None else plan.unit,
-            relation=terms.relation,
+            relation=None if plan is None else plan.relation,
             delta=None if plan is None else plan.delta,
             plan=None if plan is None else plan.to_dict(),
-            parameters={
-                "modulus_bits": terms.round_terms.bits,
-                "grid_norm": terms.round_terms.grid.grid_norm,
-                "clip_norm": terms.round_terms.grid.clip_norm,
-                "coordinate_bound": terms.round_terms.grid.coordinate_bound,
-                "dimension": terms.round_terms.grid.length,
-                "largest_weight": terms.round_terms.weighting.largest if terms.round_terms.weighting else 1,
-            },
+            parameters=_parameters(terms),
             digests={
                 "code": hashlib.sha256(join_fields(PROTOCOL_VERSION, __version__.encode())).digest(),
                 "config": config.digest(),
@@ -178,6 +171,20 @@ class RunAccounts:
     @property
     def _state(self) -> LedgerState:
         return self._finished_state if self._ledger is None else self._ledger.state
+
+
+def _parameters(terms: RunTerms) -> dict[str, float]:
+    """Codec parameters for people; a bound that is not set is left out."""
+    grid, weighting = terms.round_terms.grid, terms.round_terms.weighting
+    values = {
+        "modulus_bits": terms.round_terms.bits,
+        "dimension": grid.length,
+        "grid_norm": grid.grid_norm,
+        "clip_norm": grid.clip_norm,
+        "coordinate_bound": grid.coordinate_bound,
+        "largest_weight": 1 if weighting is None else weighting.largest,
+    }
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 class RoundAccount:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from secfl.config import DpMode, RunConfig, Weighting
+from secfl.config import DpMode, KeyMode, RunConfig, Scheme, Weighting
 from secfl.crypto import codec, weights
 from secfl.dp.accounting import Relation
 from secfl.dp.integer import SMALLEST_SHARE
 from secfl.dp.noise import NoiseShare
-from secfl.dp.plan import PrivacyPlan, modulus_bits
+from secfl.dp.plan import PrivacyPlan, Schedule, modulus_bits
 from secfl.errors import ConfigError
 from secfl.federation.offer import RoundTerms
-from secfl.guarantees import UnitOfPrivacy
-from secfl.ledger.events import Event, Family, Noise, NonPrivate
+from secfl.guarantees import Behaviour, UnitOfPrivacy
+from secfl.ledger.events import Event, Family, Noise, NonPrivate, Placement
 from secfl.segmentation.task import Task
 from secfl.types import PROTOCOL_VERSION, join_fields
 
@@ -111,6 +111,9 @@ def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: 
     privacy, clients = config.privacy, len(task.sites)
     clip = _DEFAULT_CLIP if privacy.clip is None else privacy.clip
     multiplier = privacy.noise_multiplier or 1.0
+    settings = config.secure_agg
+    # Without secure aggregation the aggregator sees each update alone: every client adds the whole noise.
+    alone = settings.scheme is Scheme.PLAIN
     plan = PrivacyPlan(
         unit=UnitOfPrivacy.CLIENT,
         relation=Relation.ZERO_OUT,
@@ -122,11 +125,13 @@ def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: 
         cohort_size=clients,
         threshold=threshold,
         delta=privacy.delta,
+        schedule=Schedule.ROUND if alone else Schedule.STEP,
     )
     if privacy.epsilon is not None:
-        plan = plan.calibrated(privacy.epsilon)
-    else:
-        plan = replace(plan, grid_norm=_grid_norm(parameters, clients, plan.noise_multiplier))
+        # One CKKS key in every client does not stand against a malicious aggregator at all.
+        shared = settings.scheme is Scheme.CKKS and settings.ckks_key is KeyMode.SHARED
+        behaviour = Behaviour.CURIOUS if shared else Behaviour.MALICIOUS
+        plan = plan.calibrated(privacy.epsilon, behaviour=behaviour)
     plan.refuse_if_weak(accept_weak=privacy.accept_weak)
     grid = codec.Grid.for_clip(parameters, clip_norm=clip, grid_norm=plan.grid_norm)
     bits = modulus_bits(
@@ -142,6 +147,7 @@ def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: 
         family=Family(plan.family.value),
         noise_multiplier=plan.noise_multiplier,
         shares=plan.shares,
+        placement=Placement.LOCAL if alone else Placement.DISTRIBUTED,
         sensitivity=float(plan.sensitivity),
         dimension=parameters,
         sampler_error=share.sampler().total_variation,

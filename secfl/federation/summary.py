@@ -103,7 +103,7 @@ def build(
             "up": round(_mean(up) / parameters, 4),
             "down": round(_mean(down) / parameters, 4),
         },
-        "megabytes": {"up": round(sum(up) / 1e6, 4), "down": round(sum(down) / 1e6, 4)},
+        "megabytes": {"up": sum(up) / 1e6, "down": sum(down) / 1e6},
         "time_s": {
             **seconds.as_dict(),
             "protection_share": round(protection / working, 6) if working else 0.0,
