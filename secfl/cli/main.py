@@ -10,11 +10,11 @@ without waiting for torch.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from secfl._version import __version__
@@ -25,6 +25,8 @@ __all__ = ["INTERRUPTED", "app", "main"]
 
 INTERRUPTED = 130
 _BAD_INPUT = 2
+# Later versions of typer carry their own copy of click, so its errors are found through the one that typer exports.
+_CommandError: type[Exception] = typer.BadParameter.__mro__[2]
 _NOBODY_READS = 1
 
 app = typer.Typer(
@@ -34,7 +36,6 @@ app = typer.Typer(
     "5 verification failed, 6 ledger not closed.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    suggest_commands=False,
 )
 app.command("simulate")(simulate.simulate)
 app.command("doctor")(doctor.doctor)
@@ -72,12 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except SecflError as error:
         return _fail(str(error), error.exit_code)
-    except click.UsageError as error:
-        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        return _fail(error.format_message().rstrip(".") + where, _BAD_INPUT)
-    except click.ClickException as error:
-        return _fail(error.format_message(), _BAD_INPUT)
-    except (KeyboardInterrupt, click.Abort):
+    except _CommandError as error:
+        return _fail(_usage(error), _BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,6 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}", _BAD_INPUT)
     return code if isinstance(code, int) else 0
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, each suggestion once, and where to look it up."""
+    message = re.sub(r"( Did you mean [^?]+\?)(?=.*\1)", "", error.format_message()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message}; see {context.command_path} --help" if context else message
 
 
 def _fail(message: str, code: int) -> int:
