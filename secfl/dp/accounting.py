@@ -147,10 +147,10 @@ def epsilon(
         remaining *= math.exp(-flat.remainder)
         return _gaussian_epsilon(flat.gaussians, remaining, chosen) + 2 * flat.remainder
 
-    return _with_sampler_error(ideal, delta, flat.sampler_error)
+    return with_sampler_error(ideal, delta, flat.sampler_error)
 
 
-def _with_sampler_error(ideal: Any, delta: float, error: float) -> float:
+def with_sampler_error(ideal: Any, delta: float, error: float) -> float:
     """Smallest found ε with δ_ideal(ε) + (1 + e^ε)·error <= δ; infinite when the error eats all of δ."""
     guess: float = ideal(delta)
     if error == 0 or math.isinf(guess):

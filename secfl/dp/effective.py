@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from secfl.errors import ConfigError
 from secfl.guarantees import Behaviour
 
-__all__ = ["colluder_limit", "z_broken", "z_effective", "z_effective_of_shares"]
+__all__ = ["colluder_limit", "unknown_shares", "z_broken", "z_effective"]
 
 
 def colluder_limit(*, survivors: int, threshold: int, cohort_size: int, behaviour: Behaviour) -> int:
@@ -55,38 +55,36 @@ def z_effective(
         raise ConfigError("noise multiplier, planned clients, threshold and cohort must be positive")
     if not (1 <= survivors <= cohort_size and colluders >= 0):
         raise ConfigError("survivors: expected 1 to the cohort's size; colluders: 0 or more")
-    shares = [1.0 / planned_clients] * survivors
-    return z * math.sqrt(
-        z_effective_of_shares(
-            shares,
-            colluders=colluders,
-            threshold=threshold,
-            cohort_size=cohort_size,
-            behaviour=behaviour,
-        )
+    unknown = unknown_shares(
+        [1.0 / planned_clients] * survivors,
+        colluders=colluders,
+        threshold=threshold,
+        cohort_size=cohort_size,
+        behaviour=behaviour,
     )
+    return z * math.sqrt(math.fsum(unknown))
 
 
-def z_effective_of_shares(
+def unknown_shares(
     shares: Sequence[float], *, colluders: int, threshold: int, cohort_size: int, behaviour: Behaviour
-) -> float:
-    """Smallest variance fraction that is left when shares are unequal: the k largest are removed.
+) -> list[float]:
+    """The shares that stay unknown in the worst case when they are unequal: the k largest are removed.
 
     Args:
-        shares: Variance of each survivor's share as a fraction of σ².
+        shares: Variance of each survivor's share, any unit.
         colluders: k.
         threshold: t. A malicious aggregator keeps the t smallest shares.
         cohort_size: n.
         behaviour: Curious or malicious aggregator.
 
     Returns:
-        The fraction of σ² that stays unknown; the smallest share alone beyond `colluder_limit`.
+        Variances in increasing order; the smallest alone beyond `colluder_limit`.
     """
     ordered = sorted(shares)
     limit = colluder_limit(
         survivors=len(ordered), threshold=threshold, cohort_size=cohort_size, behaviour=behaviour
     )
     if colluders > limit:
-        return ordered[0]
+        return ordered[:1]
     kept = ordered if behaviour is Behaviour.CURIOUS else ordered[:threshold]
-    return math.fsum(kept[: len(kept) - colluders])
+    return kept[: len(kept) - colluders]

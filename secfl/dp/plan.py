@@ -16,9 +16,10 @@ from typing import Any, Final
 
 import rfc8785
 
-from secfl.dp.accounting import Accountant, Relation, epsilon, epsilon_reference
+from secfl.dp.accounting import Accountant, Relation, epsilon_reference
+from secfl.dp.accounting import epsilon as _epsilon_of
 from secfl.dp.effective import z_effective
-from secfl.dp.events import DpEvent, IntegerNoise, PoissonSampled, compose
+from secfl.dp.events import DpEvent, IntegerNoise, PoissonSampled, SelfComposed, compose
 from secfl.dp.integer import SMALLEST_SHARE
 from secfl.dp.noise import NoiseFamily, NoiseShare, noise_tail_bound
 from secfl.errors import ConfigError, PrivacyError
@@ -182,7 +183,7 @@ class PrivacyPlan:
         """The event tree of the first ``releases`` releases (default: all)."""
         count = self.releases if releases is None else releases
         if self.noise_decay == 1.0:
-            return compose([self.event_of_release(z)] * count)
+            return SelfComposed(self.event_of_release(z), count)
         return compose(self.event_of_release(z, release=index) for index in range(count))
 
     def z_aggregator(self, behaviour: Behaviour = Behaviour.MALICIOUS, *, colluders: int = 0) -> float:
@@ -201,24 +202,45 @@ class PrivacyPlan:
 
     def epsilon(self, z: float | None = None, *, accountant: Accountant = Accountant.AUTO) -> float:
         """ε of the whole run against the multiplier ``z``, proved for the integer mechanism."""
-        return epsilon(self.event(z), delta=self.delta, accountant=accountant, relation=self.relation)
+        return _epsilon_of(self.event(z), delta=self.delta, accountant=accountant, relation=self.relation)
 
     def epsilon_reference(self, z: float | None = None) -> float:
         """ε of the same run with continuous Gaussian noise: for comparison, not a claim."""
         return epsilon_reference(self.event(z), delta=self.delta)
 
-    def refuse_if_weak(self, *, accept_weak: bool) -> None:
+    def refuse_if_weak(self, z: float | None = None, *, accept_weak: bool) -> None:
         """Refuse a plan that promises next to nothing.
 
+        Args:
+            z: Multiplier in the aggregator's view (default: curious, nobody dropped out).
+            accept_weak: The user's explicit consent.
+
         Raises:
-            PrivacyError: ε in the curious aggregator's view exceeds 20 and ``accept_weak`` is false.
+            PrivacyError: ε exceeds 20 without consent; the message says the number.
         """
-        reached = self.epsilon(self.z_aggregator(Behaviour.CURIOUS))
+        reached = self.epsilon(self.z_aggregator(Behaviour.CURIOUS) if z is None else z)
         if reached > WEAK_EPSILON and not accept_weak:
             raise PrivacyError(
                 f"epsilon {reached:.2f} in the aggregator's view exceeds {WEAK_EPSILON:g}; more noise, "
                 "fewer releases, or --accept-weak"
             )
+
+    def releases_within(self, epsilon: float, z: float | None = None) -> int:
+        """How many of the planned releases fit into ``epsilon``; training stops before the next one.
+
+        A stopping rule that only cuts the announced sequence short keeps the figure of the whole sequence.
+        """
+
+        def reached(count: int) -> float:
+            return _epsilon_of(self.event(z, releases=count), delta=self.delta, relation=self.relation)
+
+        low, high = 0, self.releases
+        if reached(high) <= epsilon:
+            return high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if reached(middle) <= epsilon else (low, middle)
+        return low
 
     def calibrated(
         self,
