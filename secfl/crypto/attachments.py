@@ -5,8 +5,9 @@ A masked input carries, after its vectors, an attachment of a fixed size. The cl
 bound to the members and to the round, counted only if the client is among the survivors. The masking core
 never looks inside. It hands the bytes to an `AttachmentSink`, which lives with the aggregator.
 
-A scheme on top of masking builds a `secfl.crypto.masking_round.MaskedRound` whose ``vectors`` are what masking
-sums (they need not be the vectors of the round's specification) and whose ``attachment_bytes`` is the size.
+A scheme on top of masking builds a `secfl.crypto.masking_round.MaskedRound` whose ``vectors`` are what
+masking sums (they need not be the vectors of the round's specification) and whose ``attachment_bytes`` is the
+size.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class AttachmentSink(Protocol):
     """Where the aggregator puts attachments. One sink belongs to one round of one aggregator.
 
     The aggregator calls, for every masked input that passed size, signature, membership and digest checks,
-    first `check` and then, when nothing was raised, `add`. After the masked sums were opened it calls `finish`
-    once, with the survivors, who are exactly the clients whose attachments were added.
+    first `check` and then, when nothing was raised, `add`. After the masked sums were opened it calls
+    `finish` once, with the survivors, who are exactly the clients whose attachments were added.
     """
 
     @property

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from secfl.crypto.attachments import Words
-from secfl.crypto.packing import packed_size
 from secfl.crypto.identity import Directory, Identity
+from secfl.crypto.packing import packed_size
 from secfl.errors import ConfigError, LocalProtocolError
-from secfl.types import AGGREGATOR, ClientId, RoundSpec, VectorSpec
+from secfl.types import ClientId, RoundSpec, VectorSpec
 
 __all__ = ["CANARY_BITS", "MAX_CLIENTS", "MaskedRound", "check_cohort", "default_threshold"]
 
@@ -35,7 +35,7 @@ def check_cohort(clients: int, threshold: int) -> None:
     """
     if clients < MIN_CLIENTS:
         raise ConfigError(
-            f"masking: {clients} clients, expected at least 3: with 2, each knows the other's update from the sum"
+            f"masking: {clients} clients, expected at least 3: with 2, each learns the other's update"
         )
     if clients > MAX_CLIENTS:
         raise ConfigError(
@@ -44,7 +44,7 @@ def check_cohort(clients: int, threshold: int) -> None:
         )
     if threshold < MIN_CLIENTS:
         raise ConfigError(
-            f"masking: threshold {threshold}, expected at least 3: a sum of two inputs reveals each to the other"
+            f"masking: threshold {threshold}, expected at least 3: a sum of two tells each the other's input"
         )
     if 2 * threshold <= clients:
         raise ConfigError(
@@ -64,13 +64,16 @@ class MaskedRound:
         vectors: The vectors that are masked and summed. For the scheme ``masking`` these are
             ``spec.vectors``; another scheme may mask others, as long as ``spec.scheme`` determines them.
         attachment_bytes: Size of the opaque attachment of every input; 0 for none.
+        digest: The digest of ``spec``, computed once.
     """
 
     spec: RoundSpec
     vectors: tuple[VectorSpec, ...]
     attachment_bytes: int = 0
+    digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", self.spec.digest())
         check_cohort(len(self.spec.cohort), self.spec.threshold)
         names = [vector.name for vector in self.vectors]
         if not names or len(set(names)) != len(names):
@@ -133,8 +136,3 @@ class MaskedRound:
                 raise LocalProtocolError(
                     f"vector {vector.name}: an element needs more than {vector.modulus_bits} bits"
                 )
-
-    @property
-    def aggregator(self) -> ClientId:
-        """The name of the aggregator in envelopes."""
-        return AGGREGATOR

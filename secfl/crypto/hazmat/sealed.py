@@ -1,0 +1,173 @@
+"""Derived keys, key agreement and sealed boxes: the recipes that masking is cooked from.
+
+Hazard: every function here is safe for one purpose, named by its label. A label is used for one thing; fields
+are joined with their lengths, so that no two calls with different fields see the same bytes. Encapsulation
+and HPKE take their randomness from OpenSSL, so ciphertexts cannot be reproduced from a seed.
+
+Sources: HKDF (RFC 5869), HPKE (RFC 9180) with the hybrid MLKEM768-X25519, ML-KEM-768 (FIPS 203), X25519
+(RFC 7748), AES-256-GCM (NIST SP 800-38D). Functions that open something raise `ValueError` when it does not
+open; who knows the peer turns that into a `RemoteProtocolError`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from secfl.types import PROTOCOL_VERSION, join_fields
+
+__all__ = [
+    "KEM_CIPHERTEXT_BYTES",
+    "KEM_PUBLIC_BYTES",
+    "KEM_SEED_BYTES",
+    "NONCE_BYTES",
+    "SEALING_KEY_BYTES",
+    "SEALING_SEED_BYTES",
+    "SEAL_OVERHEAD",
+    "TAG_BYTES",
+    "X25519_BYTES",
+    "SealingKey",
+    "aead_open",
+    "aead_seal",
+    "check_kem_public",
+    "check_sealing_public",
+    "check_x25519_public",
+    "decapsulate",
+    "derive",
+    "encapsulate",
+    "exchange",
+    "kem_public",
+    "seal_to",
+    "x25519_public",
+]
+
+KEM_PUBLIC_BYTES: Final = 1184
+KEM_CIPHERTEXT_BYTES: Final = 1088
+KEM_SEED_BYTES: Final = 64
+X25519_BYTES: Final = 32
+SEALING_KEY_BYTES: Final = KEM_PUBLIC_BYTES + X25519_BYTES
+SEALING_SEED_BYTES: Final = KEM_SEED_BYTES + X25519_BYTES
+NONCE_BYTES: Final = 12
+TAG_BYTES: Final = 16
+SEAL_OVERHEAD: Final = KEM_CIPHERTEXT_BYTES + X25519_BYTES + TAG_BYTES
+
+_SUITE: Final = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
+_PROBE: Final = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+def derive(secret: bytes, label: bytes, *fields: bytes, length: int = 32) -> bytes:
+    """HKDF-SHA256 of a secret for one purpose; ``label`` and ``fields`` are bound in, with their lengths."""
+    info = join_fields(PROTOCOL_VERSION, label, *fields)
+    return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(secret)
+
+
+def x25519_public(private: bytes) -> bytes:
+    """The 32-byte public key of a 32-byte X25519 private key."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def exchange(private: bytes, public: bytes) -> bytes:
+    """The X25519 secret of two parties.
+
+    Raises:
+        ValueError: The result is all zero (a public key of small order): it would be known to everybody.
+    """
+    shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+    if shared == bytes(len(shared)):
+        raise ValueError("all-zero X25519 result")
+    return shared
+
+
+def check_x25519_public(public: bytes) -> None:
+    """Refuse a public key of small order with `ValueError`: it gives zero with every private key."""
+    _PROBE.exchange(X25519PublicKey.from_public_bytes(public))
+
+
+def kem_public(seed: bytes) -> bytes:
+    """The ML-KEM-768 public key of a 64-byte seed."""
+    return MLKEM768PrivateKey.from_seed_bytes(seed).public_key().public_bytes_raw()
+
+
+def check_kem_public(public: bytes) -> None:
+    """Refuse bytes that are not an ML-KEM-768 public key (FIPS 203, section 7.2) with `ValueError`."""
+    MLKEM768PublicKey.from_public_bytes(public)
+
+
+def encapsulate(public: bytes) -> tuple[bytes, bytes]:
+    """A fresh ``(secret, ciphertext)`` for an ML-KEM-768 public key; `ValueError` if it is not one."""
+    return MLKEM768PublicKey.from_public_bytes(public).encapsulate()
+
+
+def decapsulate(seed: bytes, ciphertext: bytes) -> bytes:
+    """The secret of a ciphertext of 1088 bytes. A wrong one gives an unrelated secret, not an error."""
+    return MLKEM768PrivateKey.from_seed_bytes(seed).decapsulate(ciphertext)
+
+
+@dataclass(frozen=True, slots=True)
+class SealingKey:
+    """A key pair to which others seal: ML-KEM-768 and X25519 together, broken only if both are.
+
+    Attributes:
+        seed: 96 secret bytes: the ML-KEM seed (64), then the X25519 private key (32).
+    """
+
+    seed: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.seed) != SEALING_SEED_BYTES:
+            raise ValueError(f"sealing seed of {len(self.seed)} bytes, expected {SEALING_SEED_BYTES}")
+
+    def public(self) -> bytes:
+        """1216 bytes: the ML-KEM public key, then the X25519 public key."""
+        return kem_public(self.seed[:KEM_SEED_BYTES]) + x25519_public(self.seed[KEM_SEED_BYTES:])
+
+    def open(self, sealed: bytes, *, info: bytes) -> bytes:
+        """Open what `seal_to` made for this key with the same ``info``; `ValueError` otherwise."""
+        private = hpke.MLKEM768X25519PrivateKey(
+            MLKEM768PrivateKey.from_seed_bytes(self.seed[:KEM_SEED_BYTES]),
+            X25519PrivateKey.from_private_bytes(self.seed[KEM_SEED_BYTES:]),
+        )
+        try:
+            return _SUITE.decrypt(sealed, private, info)
+        except InvalidTag:
+            raise ValueError("the sealed box does not open") from None
+
+
+def check_sealing_public(public: bytes) -> None:
+    """Refuse bytes to which nothing can be sealed with `ValueError`."""
+    check_kem_public(public[:KEM_PUBLIC_BYTES])
+    check_x25519_public(public[KEM_PUBLIC_BYTES:])
+
+
+def seal_to(public: bytes, plaintext: bytes, *, info: bytes) -> bytes:
+    """Seal to a public key of `SealingKey`: HPKE in base mode, one message.
+
+    ``info`` enters the key schedule, so a box opens only under the same ``info``. The result is
+    ``len(plaintext) + SEAL_OVERHEAD`` bytes. `ValueError` if the key is not one.
+    """
+    key = hpke.MLKEM768X25519PublicKey(
+        MLKEM768PublicKey.from_public_bytes(public[:KEM_PUBLIC_BYTES]),
+        X25519PublicKey.from_public_bytes(public[KEM_PUBLIC_BYTES:]),
+    )
+    return _SUITE.encrypt(plaintext, key, info)
+
+
+def aead_seal(key: bytes, nonce: bytes, plaintext: bytes, *, associated: bytes) -> bytes:
+    """AES-256-GCM. A key and nonce must never meet two plaintexts."""
+    return AESGCM(key).encrypt(nonce, plaintext, associated)
+
+
+def aead_open(key: bytes, nonce: bytes, ciphertext: bytes, *, associated: bytes) -> bytes:
+    """Open `aead_seal`; `ValueError` when key, nonce, bytes or associated data differ."""
+    try:
+        return AESGCM(key).decrypt(nonce, ciphertext, associated)
+    except InvalidTag:
+        raise ValueError("the ciphertext does not open") from None
