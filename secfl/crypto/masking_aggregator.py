@@ -128,7 +128,16 @@ class MaskingAggregator:
         memory = self._memory
         if memory.failure is not None:
             return Aborted(memory.failure)
-        return Finished(memory.result) if memory.phase is None else Running(memory.phase.value)
+        if memory.phase is None:
+            return Finished(memory.result)
+        if memory.phase not in (Phase.CONSISTENCY, Phase.UNMASK):
+            return Running(memory.phase.value)
+        survivors = sorted(memory.statements[Phase.MASKED_INPUT])
+        return Running(
+            memory.phase.value,
+            survivors=tuple(self._masked.name_of(index) for index in survivors),
+            inputs_digest=memory.survivors_digest,
+        )
 
     @property
     def evidence(self) -> tuple[Equivocation, ...]:

@@ -65,8 +65,13 @@ def secure_sum(
     array([-1,  0,  1,  2])
     """
     names = sorted(client_id(name) for name in inputs)
+    if scheme not in set(Scheme) or key_mode not in set(KeyMode):
+        raise ConfigError(
+            f"secure_sum: scheme {scheme!r} with key_mode {key_mode!r}; expected one of {', '.join(Scheme)} "
+            f"and one of {', '.join(KeyMode)}"
+        )
+    settings = SecureAggregationConfig(scheme=Scheme(scheme), ckks_key=KeyMode(key_mode))
     try:
-        settings = SecureAggregationConfig(scheme=Scheme(scheme), ckks_key=KeyMode(key_mode))
         least = check_cohort(len(names), settings.scheme, threshold, dropout=0.0)
     except ValueError as error:
         raise ConfigError(f"secure_sum: {error}") from None

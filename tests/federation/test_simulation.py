@@ -237,7 +237,7 @@ def test_client_level_noise_gives_a_view_for_every_adversary(tmp_path):
     }
     assert views["aggregator", "malicious", 0] <= 8.0
     assert views["aggregator", "curious", 0] < views["aggregator_colluders", "curious", 1]
-    assert views["crypto_broken", "malicious", 0] >= views["aggregator", "malicious", 0]
+    assert views["crypto_broken", "curious", 0] >= views["aggregator", "malicious", 0]
     assert summary["privacy"]["unit"] == "client"
 
 
