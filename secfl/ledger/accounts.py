@@ -123,6 +123,21 @@ class Account:
             raise ConfigError(f"{path}: the account counts {account.unit} under {account.relation}")
         return account
 
+    @classmethod
+    def read(cls, folder: Path | str) -> Account:
+        """Open an account as it is, whatever its unit and budget.
+
+        Raises:
+            ConfigError: There is none.
+            LedgerCorrupted: The file does not verify.
+        """
+        path = Path(folder) / ACCOUNT_FILE
+        if not path.exists():
+            raise ConfigError(f"{path}: no such account")
+        account = cls(path, clock=_utc_now)
+        account._read()
+        return account
+
     @property
     def identity(self) -> str:
         """16 random bytes in hexadecimal."""

@@ -10,11 +10,12 @@ from typing import Any
 from secfl.crypto.identity import Directory
 from secfl.errors import ConfigError, LedgerCorrupted
 from secfl.ledger.checkpoints import Checkpoint, check_kept
+from secfl.ledger.entry import KeyCustody
 from secfl.ledger.reader import replay
 from secfl.ledger.state import LedgerState
 from secfl.ledger.statement import Statement
 from secfl.ledger.views import statements
-from secfl.ledger.words import SIMULATED, plural
+from secfl.ledger.words import plural
 
 __all__ = ["CANNOT_PROVE", "Status", "Verdict", "load", "verify_file"]
 
@@ -44,6 +45,7 @@ class Verdict:
         missing: Enrolled clients that did not.
         root: Merkle root over all entries, hexadecimal.
         keys_pinned: Whether the keys were given, or taken from the file itself.
+        simulated: Whether one process held all keys, so that nothing was hidden from it.
         proves: What is now certain, one sentence each.
         cannot_prove: What no file can prove.
         statements: ε per adversary, computed just now.
@@ -56,6 +58,7 @@ class Verdict:
     missing: tuple[str, ...]
     root: str
     keys_pinned: bool
+    simulated: bool
     proves: tuple[str, ...]
     cannot_prove: tuple[str, ...]
     statements: tuple[Statement, ...]
@@ -70,6 +73,7 @@ class Verdict:
             "missing": list(self.missing),
             "root": self.root,
             "keys_pinned": self.keys_pinned,
+            "simulated": self.simulated,
             "proves": list(self.proves),
             "cannot_prove": list(self.cannot_prove),
             "views": [statement.to_json() for statement in self.statements],
@@ -139,14 +143,11 @@ def verify_file(
         missing=tuple(name for name in header.cohort if name not in signers),
         root=state.tree.root().hex(),
         keys_pinned=directory is not None,
+        simulated=header.custody is KeyCustody.ONE_PROCESS,
         proves=_proves(state, pinned=directory is not None, kept=checkpoint is not None),
-        cannot_prove=((SIMULATED + ", so nothing was hidden from it"),) * _simulated(state) + CANNOT_PROVE,
+        cannot_prove=CANNOT_PROVE,
         statements=tuple(statements(state, delta)),
     )
-
-
-def _simulated(state: LedgerState) -> int:
-    return int(state.header.to_json()["simulated"])
 
 
 def _proves(state: LedgerState, *, pinned: bool, kept: bool) -> tuple[str, ...]:

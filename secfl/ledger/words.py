@@ -12,8 +12,10 @@ SIMULATED = "simulated: one process held all keys"
 
 
 def plural(count: int, noun: str) -> str:
-    """``1 client``, ``2 clients``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """``1 client``, ``2 clients``, ``2 entries``."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
 
 
 def who(adversary: Adversary) -> str:
