@@ -32,7 +32,7 @@ from secfl.crypto.packing import pack, packed_size, unpack
 from secfl.errors import LocalProtocolError, RemoteProtocolError, RoundAborted
 from secfl.types import PROTOCOL_VERSION, ClientId, join_fields
 
-__all__ = ["CiphertextSum", "Uniform", "encrypt", "open_sum", "small_polynomial"]
+__all__ = ["CiphertextSum", "Uniform", "check_ciphertext", "encrypt", "open_sum", "small_polynomial"]
 
 _BATCH: Final = 8
 """Polynomials handled at a time: 256 KiB, and 2**16 values."""
@@ -122,6 +122,14 @@ def encrypt(
     return bytes(out)
 
 
+def check_ciphertext(layout: RoundLayout, peer: ClientId, data: bytes | memoryview) -> None:
+    """Refuse a ciphertext of another size or with a residue that is not below q."""
+    _check_size(layout, peer, data)
+    for _, part in _parts(layout, data):
+        if int(part.max()) >= MODULUS:
+            raise RemoteProtocolError(peer, "a residue of its ciphertext is not below the modulus")
+
+
 class CiphertextSum:
     """The running sum of ciphertexts modulo q: O(d) memory, however many clients."""
 
@@ -134,17 +142,14 @@ class CiphertextSum:
 
     def check(self, peer: ClientId, data: bytes | memoryview) -> None:
         """Refuse a ciphertext of another size or with a residue that is not below q."""
-        self._check_size(peer, data)
-        for _, part in self._parts(data):
-            if int(part.max()) >= MODULUS:
-                raise RemoteProtocolError(peer, "a residue of its ciphertext is not below the modulus")
+        check_ciphertext(self._layout, peer, data)
 
     def add(self, peer: ClientId, data: bytes | memoryview) -> None:
         """Add a ciphertext that passed `check`."""
-        self._check_size(peer, data)
+        _check_size(self._layout, peer, data)
         if self.count >= self._layout.clients:
             raise LocalProtocolError(f"ckks: more than {self._layout.clients} ciphertexts in one sum")
-        for start, part in self._parts(data):
+        for start, part in _parts(self._layout, data):
             place = self._total[start : start + part.size]
             place += part
             reduce_once(place)
@@ -168,21 +173,6 @@ class CiphertextSum:
             raise LocalProtocolError("snapshot: the ciphertext sum is damaged")
         self.count = count
         self._total = total
-
-    def _check_size(self, peer: ClientId, data: bytes | memoryview) -> None:
-        if len(data) != self._layout.packed_bytes:
-            raise RemoteProtocolError(
-                peer, f"ciphertext of {len(data)} bytes, expected {self._layout.packed_bytes}"
-            )
-
-    def _parts(self, data: bytes | memoryview) -> Iterator[tuple[int, NDArray[np.uint64]]]:
-        view = memoryview(data)
-        size = self._layout.polynomials * DEGREE
-        for start in range(0, size, _BATCH * DEGREE):
-            count = min(_BATCH * DEGREE, size - start)
-            offset = start * RING_BITS // 8
-            part = unpack(view[offset : offset + count * RING_BITS // 8], length=count, bits=RING_BITS)
-            yield start, part.astype(np.uint64, copy=False)
 
 
 def open_sum(
@@ -215,3 +205,19 @@ def open_sum(
         reduce_once(opened)
         layout.decode(opened, first, sums)
     return sums
+
+
+def _check_size(layout: RoundLayout, peer: ClientId, data: bytes | memoryview) -> None:
+    if len(data) != layout.packed_bytes:
+        raise RemoteProtocolError(peer, f"ciphertext of {len(data)} bytes, expected {layout.packed_bytes}")
+
+
+def _parts(layout: RoundLayout, data: bytes | memoryview) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """The residues of a ciphertext in batches, each with the index of its first."""
+    view = memoryview(data)
+    size = layout.polynomials * DEGREE
+    for start in range(0, size, _BATCH * DEGREE):
+        count = min(_BATCH * DEGREE, size - start)
+        offset = start * RING_BITS // 8
+        part = unpack(view[offset : offset + count * RING_BITS // 8], length=count, bits=RING_BITS)
+        yield start, part.astype(np.uint64, copy=False)
