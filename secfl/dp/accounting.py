@@ -177,7 +177,7 @@ def _choose(accountant: Accountant, flat: _Flat, delta: float) -> Accountant:
             return Accountant.RDP
         if not sampled:
             return Accountant.EXACT
-        return Accountant.PLD if delta >= 2 * SMALLEST_FFT_DELTA else Accountant.RDP
+        return Accountant.PLD if delta >= 100 * SMALLEST_FFT_DELTA else Accountant.RDP
     if accountant is not Accountant.RDP and flat.other:
         raise UnsupportedEvent(f"the {accountant} accountant covers Gaussian mechanisms only")
     if accountant is Accountant.EXACT and sampled:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from secfl.dp.noise import NoiseFamily
 from secfl.errors import UnsupportedEvent
+from secfl.randomness import Rng
 
 __all__ = [
     "Composed",
@@ -30,6 +31,7 @@ __all__ = [
     "event_from_json",
     "event_to_json",
     "leaves",
+    "unless_seeded",
 ]
 
 
@@ -262,6 +264,13 @@ def _value(name: str, kind: str, raw: object, depth: int) -> Any:
         case "float" if isinstance(raw, float | int) and not isinstance(raw, bool) and abs(raw) < 2**1000:
             return float(raw)
     raise UnsupportedEvent(f"{name}: expected {kind}")
+
+
+def unless_seeded(event: DpEvent, *sources: Rng) -> DpEvent:
+    """The event, or `NonPrivate` when any of the sources of noise or sampling can be reproduced from a seed."""
+    if all(source.is_secret for source in sources):
+        return event
+    return NonPrivate("noise or sampling from a seed")
 
 
 def compose(events: Iterable[DpEvent]) -> DpEvent:
