@@ -25,12 +25,15 @@ def print_table(verdict: Verdict, *, name: str, console: Console | None = None) 
     console = console or Console(highlight=False)
     console.print(escape(f"{name}: {_headline(verdict)}"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "view", "adversary", "colluders", "ε", "z", "post-quantum"):
-        numeric = column in {"", "colluders", "ε", "z"}
+    for column in ("", "view", "adversary", "k", "ε", "z", "PQ"):
+        numeric = column in {"", "k", "ε", "z"}
         table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for number, row in enumerate(verdict.statements, start=1):
         table.add_row(str(number), *(escape(cell) for cell in _cells(row)[:-1]))
     console.print(table)
+    console.print(
+        "k: colluding clients; z: least noise multiplier faced; PQ: rests on post-quantum cryptography"
+    )
     console.print("what it sees; what must hold:")
     for number, row in enumerate(verdict.statements, start=1):
         console.print(escape(f"{number:>3}  {_cells(row)[-1]}"))

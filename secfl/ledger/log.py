@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from secfl.crypto.identity import Identity
-from secfl.errors import ConfigError, LocalProtocolError
+from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError
 from secfl.guarantees import Guarantee
 from secfl.ledger.accounts import Account
 from secfl.ledger.canonical import canonical
@@ -35,7 +35,7 @@ from secfl.ledger.entry import (
     guarantee_to_json,
 )
 from secfl.ledger.events import Event
-from secfl.ledger.state import LedgerState, Reservation, Terms
+from secfl.ledger.state import LedgerState, Reservation, Terms, check_terms
 from secfl.ledger.statement import Statement
 from secfl.ledger.storage import LedgerFile
 from secfl.ledger.views import planned_charge, statements
@@ -171,8 +171,9 @@ class PrivacyLedger:
 
         Raises:
             BudgetExhausted: The run's budget, or that of its account, does not allow it.
-            LocalProtocolError: The attempt exists with another spec digest or other terms.
-            LedgerCorrupted: The guarantee or event contradicts the header (nothing is written).
+            UnsupportedEvent: No sound accounting is known for the event.
+            PrivacyError: The guarantee claims more than its scheme gives, or contradicts the header.
+            LocalProtocolError: The attempt exists with another spec digest or event, or comes out of order.
         """
         state = self._state
         round_id = state.latest_attempt[0] + 1 if round_id is None else round_id
@@ -188,6 +189,7 @@ class PrivacyLedger:
         existing = state.by_attempt.get((round_id, attempt))
         if existing is not None:
             return self._resend(existing, spec_digest, terms)
+        check_terms(self.header, event, guarantee)
         terms_index = self._find_terms(terms)
         if terms_index is None:
             # Terms alone release nothing, so they may stay even if the reservation is refused.
@@ -200,7 +202,10 @@ class PrivacyLedger:
             "spec_digest": spec_digest.hex(),
             "digests": {name: digest.hex() for name, digest in (digests or {}).items()},
         }
-        state.check_reserve(state.size, body)
+        try:
+            state.check_reserve(state.size, body)
+        except LedgerCorrupted as error:
+            raise LocalProtocolError(f"ledger: {error.reason}") from None
         with self._charged(state.terms[terms_index], round_id, attempt, spec_digest):
             self._append((EntryType.RESERVE, body))
         return state.by_attempt[round_id, attempt]
@@ -245,7 +250,8 @@ class PrivacyLedger:
             total_variation: Distance of all drawn noise of this round from the ideal noise.
 
         Raises:
-            LocalProtocolError: The reservation was settled otherwise before. The same commit again is fine.
+            LocalProtocolError: The reservation was settled otherwise before (the same commit again is fine), or
+                the survivors are too few or not of the cohort.
         """
         body = {
             "reservation": reservation.index,
@@ -289,7 +295,7 @@ class PrivacyLedger:
         """Write the co-signed last entry and let the file go.
 
         Raises:
-            LedgerCorrupted: Fewer signers than the threshold (nothing is written).
+            LocalProtocolError: Fewer signers than the threshold; nothing is written.
         """
         checkpoint = self._sign_and_append("close", co_signers, reason)
         self.release()
@@ -326,6 +332,8 @@ class PrivacyLedger:
         name = f"round {existing.round_id}, attempt {existing.attempt}"
         if existing.spec_digest != spec_digest:
             raise LocalProtocolError(f"{name}: reserved before with another specification; use a new attempt")
+        if existing.index in self._state.aborts:
+            raise LocalProtocolError(f"{name}: given up before; use a new attempt")
         old = self._state.terms[existing.terms]
         if canonical(old.event.to_json()) != canonical(terms["event"]):
             raise LocalProtocolError(f"{name}: reserved before with another event; use a new attempt")
@@ -371,6 +379,8 @@ class PrivacyLedger:
                 line, entry = make_entry(self._state, kind, body, time)
                 self._state.apply(entry)
                 lines.append(line + b"\n")
+        except LedgerCorrupted as error:
+            raise LocalProtocolError(f"ledger: {error.reason}") from None
         finally:
             if lines:
                 self._file.append(b"".join(lines))

@@ -6,19 +6,22 @@ write what the verifier would refuse to read.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from secfl.errors import ConfigError, LedgerCorrupted, PrivacyError, RemoteProtocolError
-from secfl.guarantees import Guarantee
+from secfl.dp.accounting import Relation
+from secfl.dp.integer import SMALLEST_SHARE
+from secfl.errors import ConfigError, LedgerCorrupted, PrivacyError, RemoteProtocolError, UnsupportedEvent
+from secfl.guarantees import Guarantee, UnitOfPrivacy
 from secfl.ledger.bounds import check_claims
 from secfl.ledger.canonical import JsonObject
 from secfl.ledger.checkpoints import Checkpoint
 from secfl.ledger.entry import Entry, EntryType, Exposure, RunHeader, guarantee_from_json
-from secfl.ledger.events import Event, Noise, event_from_json, leaves
+from secfl.ledger.events import Event, Family, Noise, Sampling, event_from_json, leaves
 from secfl.ledger.merkle import MerkleTree
 from secfl.types import ClientId
 
-__all__ = ["Commit", "LedgerState", "Reservation", "Terms"]
+__all__ = ["Commit", "LedgerState", "Reservation", "Terms", "check_terms"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,22 +132,8 @@ class LedgerState:
 
     def _add_terms(self, index: int, body: JsonObject) -> None:
         guarantee = guarantee_from_json(body["guarantee"])
-        header = self.header
-        for name, stated, expected in (
-            ("cohort_size", guarantee.cohort_size, len(header.cohort)),
-            ("threshold", guarantee.threshold, header.threshold),
-            ("scheme", guarantee.scheme, header.scheme),
-            ("key_mode", guarantee.key_mode, header.key_mode),
-        ):
-            if stated != expected:
-                raise LedgerCorrupted(
-                    index, f"body.guarantee.{name}: {stated!r}, the header says {expected!r}"
-                )
-        check_claims(guarantee)
         event = event_from_json(body["event"])
-        for leaf in leaves(event):
-            if isinstance(leaf, Noise):
-                _check_noise(index, leaf, header)
+        check_terms(self.header, event, guarantee)
         self.latest_terms = Terms(
             index=index, event=event, guarantee=guarantee, unprotected=tuple(body["unprotected"])
         )
@@ -237,8 +226,44 @@ def _header(body: JsonObject) -> RunHeader:
     return header
 
 
-def _check_noise(index: int, leaf: Noise, header: RunHeader) -> None:
+def check_terms(header: RunHeader, event: Event, guarantee: Guarantee) -> None:
+    """Refuse an event or a guarantee that does not fit the run, or for which no accounting is known.
+
+    Raises:
+        PrivacyError: The guarantee contradicts the header, or claims more than its scheme gives.
+        UnsupportedEvent: No sound accounting is known for the event.
+    """
+    for name, stated, expected in (
+        ("cohort_size", guarantee.cohort_size, len(header.cohort)),
+        ("threshold", guarantee.threshold, header.threshold),
+        ("scheme", guarantee.scheme, header.scheme),
+        ("key_mode", guarantee.key_mode, header.key_mode),
+    ):
+        if stated != expected:
+            raise PrivacyError(f"body.guarantee.{name}: {stated!r}, the header says {expected!r}")
+    check_claims(guarantee)
+    for leaf in leaves(event):
+        if isinstance(leaf, Noise):
+            _check_noise(leaf, header)
+
+
+def _check_noise(leaf: Noise, header: RunHeader) -> None:
+    if header.unit is None or header.relation is None:
+        raise PrivacyError("body.event: noise without a unit of privacy and a relation in the header")
     if leaf.shares > len(header.cohort):
-        raise LedgerCorrupted(index, f"body.event.shares: {leaf.shares}, more than the cohort")
+        raise PrivacyError(f"body.event.shares: {leaf.shares}, more than the cohort")
     if leaf.site_rates is not None and set(leaf.site_rates) != set(header.cohort):
-        raise LedgerCorrupted(index, "body.event.site_rates: expected one rate for each client of the cohort")
+        raise PrivacyError("body.event.site_rates: expected one rate for each client of the cohort")
+    if leaf.sampling is Sampling.POISSON and (
+        header.relation is Relation.REPLACE_ONE or header.unit is UnitOfPrivacy.CLIENT
+    ):
+        raise UnsupportedEvent(
+            "body.event.sampling: Poisson sampling is accounted for patients that are added or removed"
+        )
+    if leaf.family is not Family.GAUSSIAN and not leaf.sensitivity.is_integer():
+        raise UnsupportedEvent("body.event.sensitivity: integer noise has an integer sensitivity")
+    share = leaf.noise_multiplier * leaf.sensitivity / math.sqrt(leaf.shares)
+    if leaf.family is Family.DISCRETE_GAUSSIAN and share < SMALLEST_SHARE:
+        raise UnsupportedEvent(
+            f"body.event: discrete Gaussian shares of {share:.3g} grid units, at least {SMALLEST_SHARE:g} are needed"
+        )
