@@ -10,6 +10,7 @@ of "any foreground".
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -94,13 +95,16 @@ def _hd95(predicted: torch.Tensor, truth: torch.Tensor, spacing: tuple[float, ..
     found = []
     for label in range(truth.shape[1]):
         if predicted[:, label].any() and truth[:, label].any():
-            distance = compute_hausdorff_distance(
-                predicted[:, label : label + 1],
-                truth[:, label : label + 1],
-                include_background=True,
-                percentile=95,
-                spacing=None if spacing is None else list(spacing),
-            )
+            with warnings.catch_warnings():
+                # MONAI 1.5 and 1.6 warn about an argument that they pass to themselves.
+                warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
+                distance = compute_hausdorff_distance(
+                    predicted[:, label : label + 1],
+                    truth[:, label : label + 1],
+                    include_background=True,
+                    percentile=95,
+                    spacing=None if spacing is None else list(spacing),
+                )
             found.append(float(distance))
     return found
 

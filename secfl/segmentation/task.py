@@ -5,14 +5,14 @@ The federation never sees torch. A task holds the data of every site it was give
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LocalResult", "Preview", "SiteMetrics", "State", "Task"]
+__all__ = ["LocalResult", "PatientTask", "Preview", "SiteMetrics", "State", "Task"]
 
 State: TypeAlias = Mapping[str, NDArray[np.float32]]
 """A model's tensors by name, in the model's own order."""
@@ -108,4 +108,31 @@ class Task(Protocol):
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:
         """A few test cases with prediction, for people."""
+        ...
+
+
+@runtime_checkable
+class PatientTask(Task, Protocol):
+    """A task that can give the gradient of one patient at a time."""
+
+    def patients(self, site: str) -> int:
+        """Training patients of a site. Local: never sent."""
+        ...
+
+    def patient_gradients(
+        self, site: str, state: State, chosen: NDArray[np.intp]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Gradients of the loss at ``state``, one row per chosen patient, in chunks.
+
+        All slices or patches of a patient are averaged into the patient's row. A row depends on the state and
+        that patient alone. Rows are not clipped and may hold NaN.
+
+        Args:
+            site: The site.
+            state: The global model.
+            chosen: Indices of patients, increasing.
+
+        Yields:
+            float32, shape ``(k, d)``, tensors in the order of ``state``; memory is bounded by the physical batch.
+        """
         ...

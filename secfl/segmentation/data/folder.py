@@ -73,7 +73,7 @@ def read_folder(
         )
     return Dataset(
         sites=sites,
-        channels=_common_channels(root, sites),
+        channels=_common_channels(files, sites),
         classes=2,
         class_names=("background", "foreground"),
         is_phantom=False,
@@ -193,15 +193,18 @@ def _check_split(path: Path, name: str, split: Split, patient_of: Mapping[str, s
         )
 
 
-def _common_channels(root: Path, sites: Mapping[str, SiteData]) -> int:
-    channels: dict[int, str] = {}
-    for site in sites.values():
+def _common_channels(files: Mapping[str, _SiteFiles], sites: Mapping[str, SiteData]) -> int:
+    first: dict[int, Path] = {}
+    for name, site in sites.items():
         for case in (*site.train, *site.test):
-            channels.setdefault(case.image.shape[0], f"{site.name}/images/{case.name}")
-    if len(channels) > 1:
-        (one, here), (other, there) = list(channels.items())[:2]
+            first.setdefault(case.image.shape[0], files[name].images[case.name])
+    if len(first) > 1:
+        (one, here), (other, there) = list(first.items())[:2]
         raise DataError(
-            f"{root}: {here} has {one} channels and {there} has {other}; "
-            "expected the same number in every image"
+            f"{there}: {_channels(other)}, but {here} has {one}; expected the same number in every image"
         )
-    return next(iter(channels))
+    return next(iter(first))
+
+
+def _channels(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"

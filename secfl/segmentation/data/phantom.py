@@ -111,8 +111,8 @@ def scanner_of_site(index: int, seed: ExperimentSeed) -> Scanner:
         noise_grain=draw(0.4, 1.0),
         artery=draw(120.0, 220.0),
         vein=draw(110.0, 190.0),
-        field_of_view=draw(145.0, 175.0),
-        leg_radius=draw(58.0, 70.0),
+        field_of_view=draw(145.0, 180.0),
+        leg_radius=draw(56.0, 68.0),
         fat_share=draw(0.14, 0.30),
         prevalence=draw(0.2, 0.7),
     )
@@ -163,34 +163,34 @@ class _Leg:
         self.muscle = self.radius * (1.0 - scanner.fat_share * draw(0.7, 1.3))
         self.skin = draw(1.4, 2.4)
         self.side = 1.0 if draw() < 0.5 else -1.0
-        self.bone_centre = (draw(-5.0, 5.0), draw(2.0, 12.0))
-        self.bone_radius = draw(12.0, 15.0) * (1.0 + 0.25 * position)
+        self.bone_centre = (draw(-4.0, 4.0), draw(-2.0, 6.0))
+        self.bone_radius = draw(11.0, 13.5) * (1.0 + 0.2 * position)
+        # Room for the vessels between bone and fat, however thin the leg.
+        self.muscle = max(self.muscle, self.bone_radius + 31.0)
+        self.radius = max(self.radius, self.muscle + 5.0)
         self.cortex = draw(4.0, 6.5) * (1.0 - 0.3 * position)
         self.septa = (draw(0.0, 2 * np.pi), draw(1.0, 1.8))
-        # The vessels lie medially of the bone; the vein is the larger one, behind the artery.
-        angle = np.deg2rad(draw(-20.0, 35.0) - 35.0 * position)
-        distance = self.bone_radius + draw(10.0, 15.0)
-        self.artery_centre = (
-            self.bone_centre[0] + self.side * distance * np.cos(angle),
-            self.bone_centre[1] + distance * np.sin(angle),
-        )
+        # The vessels lie beside the bone; the vein is the larger one, behind the artery and next to it.
         self.artery_radius = draw(3.6, 5.0)
-        self.vein_axes = (draw(6.5, 9.0), draw(0.72, 1.0), draw(0.0, np.pi))
-        gap = self.artery_radius + self.vein_axes[0] * 0.95 + draw(0.6, 2.0)
-        below = np.deg2rad(draw(-120.0, -60.0))
-        self.vein_centre = (
-            self.artery_centre[0] + self.side * gap * np.cos(below),
-            self.artery_centre[1] + gap * np.sin(below),
-        )
+        major, ratio = draw(6.5, 8.5), draw(0.72, 1.0)
+        gap = self.artery_radius + major + draw(0.6, 2.0)
+        angle = np.deg2rad(draw(-20.0, 60.0) - 35.0 * position)
+        artery, vein = self.bone_radius + draw(10.0, 15.0), self.bone_radius + draw(12.0, 16.0)
+        between = np.arccos(np.clip((artery**2 + vein**2 - gap**2) / (2 * artery * vein), -1.0, 1.0))
+        self.artery_centre = self._beside_bone(artery, angle)
+        self.vein_centre = self._beside_bone(vein, angle - between)
         self.artery_hounsfield = scanner.artery * draw(0.9, 1.1)
         self.vein_hounsfield = scanner.vein * draw(0.9, 1.1)
         self.thrombus_hounsfield = _HOUNSFIELD[Tissue.THROMBUS] + draw(-8.0, 12.0)
         self.has_thrombus = bool(draw() < scanner.prevalence)
         self.thrombus = (draw(0.45, 0.85), draw(0.0, 0.3), draw(0.0, 2 * np.pi))
-        if self.has_thrombus:
-            # An acute thrombus widens the vein.
-            self.vein_axes = (self.vein_axes[0] * 1.15, min(1.0, self.vein_axes[1] * 1.15), self.vein_axes[2])
+        # An acute thrombus makes the vein round and tense.
+        self.vein_axes = (major, 1.0 if self.has_thrombus else ratio, draw(0.0, np.pi))
         self.shift = slice_draw.uniform(-6.0, 6.0, size=2)
+
+    def _beside_bone(self, distance: float, angle: float) -> tuple[float, float]:
+        x, y = self.bone_centre
+        return x + self.side * distance * np.cos(angle), y + distance * np.sin(angle)
 
     def paint(self, size: int, pixel: float) -> NDArray[np.uint8]:
         """The labels, from the outside inwards."""
