@@ -22,6 +22,7 @@ __all__ = [
     "CONFIG_FORMAT_VERSION",
     "DataConfig",
     "DpMode",
+    "DpSchedule",
     "Engine",
     "KeyMode",
     "ModelConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "RunConfig",
     "Scheme",
     "SecureAggregationConfig",
+    "ServerOptimizerName",
     "TrainingConfig",
     "Weighting",
     "load_config",
@@ -64,6 +66,21 @@ class Engine(StrEnum):
     """Who carries the envelopes."""
 
     INPROCESS = "inprocess"
+
+
+class ServerOptimizerName(StrEnum):
+    """What the server does with the opened mean."""
+
+    AVERAGE = "average"
+    MOMENTUM = "momentum"
+    ADAM = "adam"
+
+
+class DpSchedule(StrEnum):
+    """What is aggregated under ``--dp patient``: every step, or rounds of several local steps."""
+
+    STEP = "step"
+    ROUND = "round"
 
 
 class Weighting(StrEnum):
@@ -136,6 +153,8 @@ class TrainingConfig(_Section):
         crop: Side of the square training crops, pixels; 0 trains on whole images.
         augmentation: Random flips, rotations and intensity changes.
         weighting: Equal weights, or weights by training images.
+        server: What the server does with the mean update.
+        server_learning_rate: Its factor.
         max_weight: Weights are clipped to 1..max_weight; a public bound.
         device: Where to train.
     """
@@ -149,6 +168,8 @@ class TrainingConfig(_Section):
     crop: int = Field(default=0, ge=0, le=4096)
     augmentation: Literal["none", "standard", "strong"] = "standard"
     weighting: Weighting = Weighting.EQUAL
+    server: ServerOptimizerName = ServerOptimizerName.AVERAGE
+    server_learning_rate: float = Field(default=1.0, gt=0, le=100)
     max_weight: int = Field(default=4096, ge=1, le=2**20)
     device: Device = Device.AUTO
 
@@ -182,6 +203,13 @@ class PrivacyConfig(_Section):
         clip: L2 clip norm of one unit's contribution.
         insecure_test_noise: A seed that makes noise reproducible; the ledger then says ``NonPrivate``.
         accept_weak: Run although the aggregator's ε exceeds 20.
+        schedule: What is aggregated under ``patient``.
+        sampling_rate: q, each patient's chance to take part in a step (``patient``).
+        steps: Private steps of the whole run (``patient``).
+        nominal_patients: A public round number of training patients per site: it scales the gradient and sizes
+            the modulus, and is never the true number. Needed for folder data.
+        physical_batch: Images whose gradients are in memory at once.
+        step_size: Learning rate of the server's Adam on the noisy gradient (``patient``).
     """
 
     mode: DpMode = DpMode.OFF
@@ -191,6 +219,12 @@ class PrivacyConfig(_Section):
     clip: float | None = Field(default=None, gt=0)
     insecure_test_noise: int | None = Field(default=None, ge=0)
     accept_weak: bool = False
+    schedule: DpSchedule = DpSchedule.STEP
+    sampling_rate: float = Field(default=0.05, gt=0, le=1)
+    steps: int = Field(default=200, ge=1, le=10**6)
+    nominal_patients: int | None = Field(default=None, ge=1, le=10**7)
+    physical_batch: int = Field(default=16, ge=1, le=4096)
+    step_size: float = Field(default=2e-3, gt=0)
 
 
 class RunConfig(_Section):
@@ -234,11 +268,15 @@ class RunConfig(_Section):
         privacy = self.privacy
         if privacy.mode is DpMode.OFF and (privacy.epsilon or privacy.noise_multiplier):
             raise ValueError("--epsilon and --noise-multiplier need --dp client (or patient)")
-        if privacy.mode is DpMode.CLIENT:
+        if privacy.mode is not DpMode.OFF:
             if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
-                raise ValueError("--dp client: give exactly one of --epsilon and --noise-multiplier")
+                raise ValueError(
+                    f"--dp {privacy.mode.value}: give exactly one of --epsilon and --noise-multiplier"
+                )
             if self.training.weighting is not Weighting.EQUAL:
-                raise ValueError("--dp client: weighting must be equal, because counts are private")
+                raise ValueError(
+                    f"--dp {privacy.mode.value}: weighting must be equal, because counts are private"
+                )
         return self
 
     def digest(self) -> bytes:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from secfl.errors import ConfigError, DataError
 from secfl.federation.state import state_digest
 from secfl.segmentation.task import State
+from secfl.types import join_fields
 
 __all__ = [
     "CHECKPOINT_FORMAT_VERSION",
@@ -30,11 +35,12 @@ CHECKPOINT_FORMAT_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A global model and the rounds behind it."""
+    """A global model, the rounds behind it, and the server optimizer's arrays."""
 
     state: State = field(repr=False)
     rounds_completed: int
     config_digest: str
+    optimizer: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -66,8 +72,13 @@ def store(path: Path, checkpoint: Checkpoint) -> None:
         "config_sha256": checkpoint.config_digest,
         "model_sha256": state_digest(checkpoint.state).hex(),
         "order": list(checkpoint.state),
+        "optimizer": sorted(checkpoint.optimizer),
+        "optimizer_sha256": _digest(checkpoint.optimizer),
     }
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in checkpoint.state.items()}
+    tensors: dict[str, NDArray[Any]] = {
+        f"model/{name}": np.ascontiguousarray(tensor) for name, tensor in checkpoint.state.items()
+    }
+    tensors |= {f"optimizer/{name}": array for name, array in checkpoint.optimizer.items()}
     write_atomically(path, save(tensors, metadata={"secfl": json.dumps(metadata)}))
 
 
@@ -86,14 +97,16 @@ def load(path: Path) -> Checkpoint:
                 raise DataError(
                     f"{path}: format_version {version} is newer than this secfl reads; upgrade secfl"
                 )
-            state = {name: file.get_tensor(name) for name in metadata["order"]}
+            state = {name: file.get_tensor(f"model/{name}") for name in metadata["order"]}
+            arrays = {name: file.get_tensor(f"optimizer/{name}") for name in metadata["optimizer"]}
     except FileNotFoundError:
         raise DataError(f"{path}: no such checkpoint") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         raise DataError(
             f"{path}: corrupt checkpoint; {expected}; remove it to go on from the one before"
         ) from None
-    if state_digest(state).hex() != metadata["model_sha256"]:
+    sound = state_digest(state).hex() == metadata["model_sha256"]
+    if not sound or _digest(arrays) != metadata["optimizer_sha256"]:
         raise DataError(
             f"{path}: corrupt checkpoint, its digest differs; remove it to go on from the one before"
         )
@@ -101,7 +114,15 @@ def load(path: Path) -> Checkpoint:
         state=state,
         rounds_completed=int(metadata["rounds_completed"]),
         config_digest=str(metadata["config_sha256"]),
+        optimizer=arrays,
     )
+
+
+def _digest(arrays: Mapping[str, NDArray[np.float64]]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(join_fields(name.encode(), np.ascontiguousarray(arrays[name], dtype="<f8").tobytes()))
+    return digest.hexdigest()
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

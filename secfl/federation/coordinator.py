@@ -21,6 +21,7 @@ from secfl.federation.accounts import RoundAccount
 from secfl.federation.client import SiteClient
 from secfl.federation.driver import Carriage, Driver
 from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
+from secfl.federation.server_optimizer import ServerOptimizer
 from secfl.federation.state import apply_update
 from secfl.segmentation.task import State
 from secfl.types import ClientId, RoundSpec
@@ -34,13 +35,13 @@ class RoundOutcome:
 
     Attributes:
         state: The next global model.
-        step: The mean update that was applied, float64, shape ``(d,)``.
+        mean: The opened mean, float64, shape ``(d,)``, before the server's optimizer.
         survivors: Clients whose updates are in it.
         carriage: Bytes and seconds.
     """
 
     state: State = field(repr=False)
-    step: NDArray[np.float64] = field(repr=False)
+    mean: NDArray[np.float64] = field(repr=False)
     survivors: tuple[ClientId, ...]
     carriage: Carriage
 
@@ -53,6 +54,7 @@ def run_round(
     directory: Directory,
     terms: RoundTerms,
     driver: Driver,
+    optimizer: ServerOptimizer,
     account: RoundAccount,
     progress: Callable[[str, int, int], None],
 ) -> RoundOutcome:
@@ -65,6 +67,7 @@ def run_round(
         directory: The enrolled keys.
         terms: Grid, weights and digests that everybody agreed to.
         driver: What carries the envelopes.
+        optimizer: What the server does with the opened mean.
         account: This round's pages of the privacy ledger.
         progress: Told how many clients have trained.
 
@@ -90,9 +93,12 @@ def run_round(
     carriage = driver.carry(aggregator, parties, watch=commit_before_opening)
     result = carriage.result
     account.commit(result.survivors, inputs_digest=spec.digest())  # `plain` has nothing to open
-    step = mean_update(result, spec=spec, terms=terms)
+    mean = mean_update(result, spec=spec, terms=terms)
     return RoundOutcome(
-        state=apply_update(offer.state, step), step=step, survivors=result.survivors, carriage=carriage
+        state=apply_update(offer.state, optimizer.step(mean)),
+        mean=mean,
+        survivors=result.survivors,
+        carriage=carriage,
     )
 
 
@@ -104,6 +110,9 @@ def mean_update(result: RoundResult, *, spec: RoundSpec, terms: RoundTerms) -> N
     """
     total = result.sums[UPDATE_VECTOR]
     survivors = len(result.survivors)
+    if terms.divisor is not None:
+        mean = dequantise(total, terms.grid, bits=terms.bits, divisor=abs(terms.divisor))
+        return -mean if terms.divisor < 0 else mean
     if terms.weighting is None:
         return dequantise(total, terms.grid, bits=terms.bits, divisor=survivors)
     weight = terms.weighting.total(

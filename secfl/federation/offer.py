@@ -34,6 +34,8 @@ class RoundTerms:
         weighting: Bound on the weights, or ``None`` for equal weights.
         task_digest: SHA-256 of the settings and code that affect training.
         plan_digest: SHA-256 of the privacy plan.
+        divisor: By what an opened sum is divided: a public constant (negative for gradients, so that the mean
+            points downhill), or ``None`` for the number of survivors.
     """
 
     grid: Grid
@@ -41,6 +43,7 @@ class RoundTerms:
     weighting: Weighting | None
     task_digest: bytes
     plan_digest: bytes
+    divisor: float | None = None
 
     def vectors(self, clients: int) -> tuple[VectorSpec, ...]:
         """The vectors of a round of so many clients."""

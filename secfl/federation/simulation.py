@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secfl.config import RunConfig, Scheme, check_cohort
+from secfl.config import DpMode, RunConfig, Scheme, check_cohort
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, RoundAborted
 from secfl.federation import checkpoint, evaluation, summary
@@ -19,14 +19,16 @@ from secfl.federation.accounts import RunAccounts
 from secfl.federation.client import SiteClient
 from secfl.federation.coordinator import RoundOutcome, run_round
 from secfl.federation.inprocess import InProcessDriver
+from secfl.federation.local_work import LocalWork, PatientStep, TrainAndClip
 from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
 from secfl.federation.offer import RoundOffer
 from secfl.federation.privacy import RunTerms, run_terms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec, sends_before_input
+from secfl.federation.server_optimizer import Adam, ServerOptimizer, server_optimizer
 from secfl.federation.state import count_parameters
-from secfl.randomness import ExperimentSeed, InsecureSeededRng, SystemRng
-from secfl.segmentation.task import State, Task
+from secfl.randomness import ExperimentSeed, InsecureSeededRng, Rng, SystemRng
+from secfl.segmentation.task import PatientTask, State, Task
 from secfl.types import ClientId, client_id
 
 __all__ = ["resume", "simulate"]
@@ -74,6 +76,7 @@ def simulate(config: RunConfig, *, out: Path, observer: Observer, task: Task | N
         accounts=accounts,
         observer=observer,
         state=state,
+        optimizer=_optimizer(config),
     )
     return simulation.run_to_the_end()
 
@@ -109,6 +112,7 @@ def resume(path: Path, *, observer: Observer, task: Task | None = None) -> dict[
         accounts=accounts,
         observer=observer,
         state=state,
+        optimizer=_optimizer(config),
     )
     simulation.go_back_to_checkpoint()
     return simulation.run_to_the_end()
@@ -118,6 +122,13 @@ def _segmentation(config: RunConfig) -> Task:
     from secfl.segmentation.segmentation_task import build_task
 
     return build_task(config)
+
+
+def _optimizer(config: RunConfig) -> ServerOptimizer:
+    if config.privacy.mode is DpMode.PATIENT:
+        return Adam(learning_rate=config.privacy.step_size)
+    training = config.training
+    return server_optimizer(training.server, learning_rate=training.server_learning_rate)
 
 
 def _threshold(config: RunConfig, task: Task) -> int:
@@ -145,6 +156,7 @@ class _Simulation:
     accounts: RunAccounts
     observer: Observer
     state: State
+    optimizer: ServerOptimizer
     rounds_completed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -156,13 +168,14 @@ class _Simulation:
             if loaded.config_digest != self.config.digest().hex():
                 raise ConfigError(f"{path}: belongs to another configuration than config.toml")
             self.state = loaded.state
+            self.optimizer.load(loaded.optimizer)
             self.rounds_completed = loaded.rounds_completed
         self.rows = self.run.keep_metrics(self.rounds_completed)
 
     def run_to_the_end(self) -> dict[str, Any]:
         """The remaining rounds, then evaluation, summary and the ledger's close."""
         config, task = self.config, self.task
-        rounds = config.training.rounds
+        rounds = self.terms.rounds
         scheme = config.secure_agg.scheme
         self.observer.run_started(
             RunInfo(
@@ -189,7 +202,7 @@ class _Simulation:
         """Round after round; returns why it stopped."""
         clients = self._clients()
         stopped = "all rounds completed"
-        while self.rounds_completed < self.config.training.rounds:
+        while self.rounds_completed < self.terms.rounds:
             try:
                 self._round(clients)
             except BudgetExhausted as refusal:
@@ -203,21 +216,39 @@ class _Simulation:
         self.observer.message(text)
 
     def _clients(self) -> list[SiteClient]:
-        seed = self.config.privacy.insecure_test_noise
         directory = Directory.enroll(self.identities)
         return [
             SiteClient(
                 identity,
-                task=self.task,
+                work=self._work(identity.name),
                 scheme=scheme_for(scheme_spec(self.config.secure_agg)),
                 directory=directory,
                 terms=self.terms.round_terms,
-                noise=self.terms.noise,
                 rng=SystemRng(),
-                noise_rng=SystemRng() if seed is None else InsecureSeededRng(seed),
             )
             for identity in self.identities
         ]
+
+    def _work(self, name: ClientId) -> LocalWork:
+        """Patient by patient, or a round of training, with noise from the system or (for tests) from a seed."""
+        privacy, terms = self.config.privacy, self.terms
+        seed = privacy.insecure_test_noise
+        source: Rng = SystemRng() if seed is None else InsecureSeededRng(seed)
+        if terms.patient_clip is None:
+            return TrainAndClip(
+                name, task=self.task, terms=terms.round_terms, noise=terms.noise, noise_rng=source
+            )
+        assert isinstance(self.task, PatientTask)
+        assert terms.noise is not None
+        return PatientStep(
+            name,
+            task=self.task,
+            terms=terms.round_terms,
+            clip=terms.patient_clip,
+            sampling_rate=privacy.sampling_rate,
+            noise=terms.noise,
+            secret=source,
+        )
 
     def _round(self, clients: list[SiteClient]) -> None:
         """One round of training, tried again with fresh keys while too few clients remain."""
@@ -263,6 +294,7 @@ class _Simulation:
                 drops=drops,
                 record=None if recorder is None else lambda phase, sent: recorder(round_id, phase, sent),
             ),
+            optimizer=self.optimizer,
             account=self.accounts.round_account(),
             progress=self.observer.phase,
         )
@@ -321,6 +353,7 @@ class _Simulation:
                 state=self.state,
                 rounds_completed=self.rounds_completed,
                 config_digest=self.config.digest().hex(),
+                optimizer=self.optimizer.arrays(),
             ),
         )
         self._forget_old_checkpoints()
@@ -330,7 +363,7 @@ class _Simulation:
         self.observer.round_finished(
             RoundReport(
                 round_index=index,
-                rounds=self.config.training.rounds,
+                rounds=self.terms.rounds,
                 dice=dice,
                 bytes_up=sum(carriage.bytes_up.values()),
                 epsilon=self.accounts.epsilon_so_far(),

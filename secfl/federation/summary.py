@@ -10,9 +10,9 @@ import numpy as np
 
 from secfl._version import __version__
 from secfl.config import RunConfig
-from secfl.federation.client import LocalReport
 from secfl.federation.coordinator import RoundOutcome
 from secfl.federation.evaluation import by_site
+from secfl.federation.local_work import LocalReport
 from secfl.federation.observer import Times
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RUN_FORMAT_VERSION
@@ -28,18 +28,21 @@ METRICS = ("dice", "iou", "accuracy", "balanced_accuracy", "hd95")
 def encoding_error(outcome: RoundOutcome, reports: Mapping[str, LocalReport]) -> float:
     """``||opened mean - float mean||_2 / ||float mean||_2``: what clipping, rounding and noise cost.
 
-    Only a simulation can compute it, because nobody else has the float updates.
+    Only a simulation can compute it, because nobody else has the float updates. Where patients are clipped one
+    by one there is no float update to compare with: 0.
 
     Args:
         outcome: The round.
         reports: Reports of the survivors.
     """
     total = sum(report.weight for report in reports.values())
-    exact = np.zeros(outcome.step.shape)
+    exact = np.zeros(outcome.mean.shape)
     for report in reports.values():
+        if report.update is None:
+            return 0.0
         exact += report.update.values.astype(np.float64) * (report.weight / total)
     norm = float(np.linalg.norm(exact))
-    return float(np.linalg.norm(outcome.step - exact)) / norm if norm else 0.0
+    return float(np.linalg.norm(outcome.mean - exact)) / norm if norm else 0.0
 
 
 def build(
@@ -93,7 +96,7 @@ def build(
         "final_model_sha256": state_digest(state).hex(),
         "model": config.model.name,
         "parameters": parameters,
-        "rounds_planned": config.training.rounds,
+        "rounds_planned": terms.rounds,
         "rounds_completed": len(rows),
         "rounds_aborted": rounds_aborted,
         "stopped_because": stopped,

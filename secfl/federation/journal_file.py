@@ -1,6 +1,6 @@
-"""The file under a journal: appended records, chained by hash, on the disk before the caller goes on.
+r"""The file under a journal: appended records, chained by hash, on the disk before the caller goes on.
 
-Format: ``b"secfl journal\\x00"``, the format version (1 byte), then records. A record is the length of its body
+Format: ``b"secfl journal\x00"``, the format version (1 byte), then records. A record is the length of its body
 (8 bytes, little-endian), 16 bytes of SHA-256 over the chain so far and that length, the body, and the chain
 after it: SHA-256 over the chain so far and the body. The chain starts from the file's first bytes.
 
@@ -25,11 +25,11 @@ from filelock import FileLock, Timeout
 
 from secfl.errors import LocalProtocolError
 
-__all__ = ["RECORD_FORMAT_VERSION", "RecordFile", "StoredRecord", "sync_folder"]
+__all__ = ["JOURNAL_FORMAT_VERSION", "JournalFile", "StoredRecord", "sync_folder"]
 
-RECORD_FORMAT_VERSION: Final = 1
+JOURNAL_FORMAT_VERSION: Final = 1
 _MAGIC: Final = b"secfl journal\x00"
-_PREAMBLE: Final = _MAGIC + struct.pack("<B", RECORD_FORMAT_VERSION)
+_PREAMBLE: Final = _MAGIC + struct.pack("<B", JOURNAL_FORMAT_VERSION)
 _CHECK_BYTES: Final = 16
 _HEAD_BYTES: Final = 8 + _CHECK_BYTES
 _CHAIN_BYTES: Final = 32
@@ -45,7 +45,7 @@ class StoredRecord:
     digest: bytes
 
 
-class RecordFile:
+class JournalFile:
     """One file of records, held by one process at a time; not for several threads.
 
     Args:
