@@ -186,7 +186,7 @@ class SecureAggregationConfig(_Section):
     """
 
     scheme: Scheme = Scheme.MASKING
-    ckks_key: KeyMode = KeyMode.SHARED
+    ckks_key: KeyMode = KeyMode.SUM_KEY
     threshold: int | None = Field(default=None, ge=1)
     value_bits: int = Field(default=16, ge=8, le=28)
     coordinate_bound: float = Field(default=0.25, gt=0)
