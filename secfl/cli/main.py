@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from secfl._version import __version__
-from secfl.cli import doctor, simulate
+from secfl.cli import doctor, ledger, simulate
 from secfl.errors import SecflError
 
 __all__ = ["INTERRUPTED", "app", "main"]
@@ -38,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("simulate")(simulate.simulate)
+app.add_typer(ledger.app, name="ledger")
 app.command("doctor")(doctor.doctor)
 
 
@@ -88,7 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _usage(error: Any) -> str:
     """What is wrong with the command line, each suggestion once, and where to look it up."""
-    message = re.sub(r"( Did you mean [^?]+\?)(?=.*\1)", "", error.format_message()).rstrip(".")
+    message = (
+        re.sub(r"( Did you mean [^?]+\?)(?=.*\1)", "", error.format_message()).rstrip(".")
+        or "a command is missing"
+    )
     context = getattr(error, "ctx", None)
     return f"{message}; see {context.command_path} --help" if context else message
 

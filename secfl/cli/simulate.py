@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -185,6 +186,8 @@ def simulate(
         settings = _configuration(config, given)
         run = out if out is not None else _new_run(settings)
 
+    # Deprecations inside our dependencies are for us, not for whoever runs a simulation.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     from secfl.cli.progress import observe
     from secfl.cli.summary import print_summary
     from secfl.federation import simulation

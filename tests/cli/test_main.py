@@ -54,6 +54,12 @@ class TestUsage:
         assert main(arguments) == 0
         assert "Usage: secfl" in capsys.readouterr().out
 
+    def test_a_group_without_a_command_shows_its_help(self, capsys):
+        assert main(["ledger"]) == 2
+        captured = capsys.readouterr()
+        assert "verify" in captured.out
+        assert captured.err == "error: a command is missing; see secfl ledger --help\n"
+
     def test_a_wrong_command_gets_a_suggestion(self, capsys):
         assert refusal(capsys, "simulat").endswith("'simulat'. Did you mean 'simulate'?; see secfl --help\n")
 

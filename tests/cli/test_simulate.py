@@ -271,6 +271,19 @@ class TestRun:
             *("checkpoints", "previews", "log.txt"),
         }
 
+    def test_its_ledger_verifies_without_torch(self, finished):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "secfl.cli", "ledger", "verify", str(finished[2])],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "simulated: one process held all keys" in done.stdout
+        loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+        assert "cryptography" in loaded
+        assert loaded.isdisjoint({"torch", "monai", "opacus", "tenseal"})
+
     def test_its_configuration_starts_the_same_run_again(self, finished, capsys, tmp_path):
         summary, _, run = finished
         again = tmp_path / "again"
