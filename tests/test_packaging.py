@@ -137,7 +137,9 @@ class TestHouse:
         )
         assert targets >= {"setup", "simulate", "test", "test-slow", "check", "bench", "constraints", "clean"}
         for page in ("README.md", "CONTRIBUTING.md"):
-            told = re.findall(r"`?make ([a-z][a-z-]+)\b", (project / page).read_text(encoding="utf-8"))
+            told = re.findall(
+                r"(?:^|`)make ([a-z-]+)", (project / page).read_text(encoding="utf-8"), re.MULTILINE
+            )
             assert set(told) <= targets, page
 
     def test_ci_fails_when_either_half_fails(self, project, tmp_path):

@@ -112,7 +112,7 @@ class TestFlags:
             (None, {"dp": DpMode.PATIENT, "noise_multiplier": 1.0}),
             (tiny, {}),
         ):
-            tiny.write_text(TINY + '[privacy]\nmode = "patient"\n', encoding="utf-8")
+            tiny.write_text(TINY + '[privacy]\nmode = "patient"\nepsilon = 8.0\n', encoding="utf-8")
             with pytest.raises(ConfigError, match=r"--dp patient: .*; expected off or client"):
                 simulate._configuration(*arguments)
 
@@ -136,7 +136,7 @@ BAD_FLAGS = [
     (["--dp", "client", "--epsilon", "nan"], "--epsilon: "),
     (["--dp", "client", "--epsilon", 8, "--delta", 1], "--delta: "),
     (["--dp", "client"], "exactly one of --epsilon and --noise-multiplier"),
-    (["--dp", "patient"], "--dp patient"),
+    (["--dp", "patient", "--epsilon", 8], "--dp patient"),
     (["--seed", -1], "--seed: "),
     (["--config", "absent.toml"], "absent.toml"),
     (["--data", "absent"], "absent"),
