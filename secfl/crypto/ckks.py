@@ -191,7 +191,7 @@ def _shared_guarantee(shared: SharedRound, *, survivors: int) -> Guarantee:
             f"{survivors} survivors, expected from the threshold {threshold} to the cohort's {clients}"
         )
     encryption = _encryption_advantage(clients, shared.layout.polynomials)
-    sealing = clients * 2.0 ** (ADVERSARY_WORK_LOG2 - 128)
+    sealing = clients * math.exp2(ADVERSARY_WORK_LOG2 - 128)
     return Guarantee(
         scheme="ckks",
         key_mode=KeyMode.SHARED.value,
@@ -220,5 +220,5 @@ def _encryption_advantage(clients: int, polynomials: int) -> float:
     """Replacing n clients' ciphertexts by uniform ones: RLWE, the noise tables and the AES streams behind them."""
     draws = clients * (polynomials + 1) * DEGREE
     blocks = draws / 2  # of the widest stream, 8 bytes a coefficient
-    instances: float = clients * 2.0 ** (ADVERSARY_WORK_LOG2 - _RLWE_SECURITY_BITS)
-    return instances + draws * 2.0**TOTAL_VARIATION_LOG2 + blocks**2 * 2.0**-129
+    instances = clients * math.exp2(ADVERSARY_WORK_LOG2 - _RLWE_SECURITY_BITS)
+    return instances + draws * math.exp2(TOTAL_VARIATION_LOG2) + blocks**2 * 2.0**-129

@@ -111,7 +111,8 @@ class SharedKeyAggregator:
             return Finished(memory.result)
         if memory.phase is Phase.CKKS_OPEN:
             names = (self._round.parties.name_of(index) for index in sorted(memory.headers))
-            return Running(memory.phase.value, survivors=tuple(names))
+            digest = self._round.survivors_digest(memory.headers)
+            return Running(memory.phase.value, survivors=tuple(names), inputs_digest=digest)
         return Running(memory.phase.value)
 
     def __repr__(self) -> str:
