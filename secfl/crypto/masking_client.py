@@ -18,14 +18,15 @@ from typing import NoReturn, Self
 from secfl.crypto.aggregation import Envelope, Finished, PartyState, Running
 from secfl.crypto.attachments import Words
 from secfl.crypto.hazmat.prg import MaskStream
+from secfl.crypto.hazmat.sealed import AgreementKey
 from secfl.crypto.identity import Directory, Identity
 from secfl.crypto.inputs import encode_attachment, encode_vector, input_digest
 from secfl.crypto.masking_client_memory import ClientMemory
 from secfl.crypto.masking_dealing import deal_out, open_parcel
 from secfl.crypto.masking_keys import (
     ClientSecrets,
-    MaskKeys,
     directory_digest,
+    mask_key_pair,
     members_digest,
     survivors_digest,
 )
@@ -156,9 +157,7 @@ class MaskingClient:
         """Advertise fresh public keys."""
         if self._memory.phase is not Phase.ADVERTISE:
             raise LocalProtocolError(f"{self._name}: the party was already started")
-        x25519, kem = self._mask_keys().public()
-        sealing = self._secrets().sealing.public()
-        body = Advertise(x25519=x25519, kem=kem, sealing=sealing).encode()
+        body = self._mask_keys().public() + self._secrets().sealing.public()
         return self._answer(Phase.ADVERTISE, self._sign(Phase.ADVERTISE, body))
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
@@ -387,8 +386,8 @@ class MaskingClient:
         assert self._memory.secrets is not None
         return self._memory.secrets
 
-    def _mask_keys(self) -> MaskKeys:
-        return MaskKeys.from_root(self._secrets().root, digest=self._digest, client=self._name)
+    def _mask_keys(self) -> AgreementKey:
+        return mask_key_pair(self._secrets().root, digest=self._digest, client=self._name)
 
     def _sign(self, phase: Phase, body: bytes) -> Signed:
         return sign_body(self._identity, phase, digest=self._digest, body=body)

@@ -17,15 +17,14 @@ from secfl.crypto.hazmat.sealed import (
     aead_open,
     aead_seal,
     encapsulate,
-    exchange,
     seal_to,
 )
 from secfl.crypto.masking_keys import (
     ClientSecrets,
-    MaskKeys,
     ShareKind,
     escrow_context,
     escrow_key,
+    mask_key_pair,
     root_commitment,
     self_commitment,
     share_commitment,
@@ -128,13 +127,13 @@ def _encapsulate_all(
     masked: MaskedRound, index: int, secrets: ClientSecrets, *, adverts: Mapping[int, Advertise]
 ) -> dict[int, tuple[bytes, bytes]]:
     """KEM secret and ciphertext for every later client; checks the keys of all."""
-    keys = MaskKeys.from_root(secrets.root, digest=masked.digest, client=masked.name_of(index))
+    keys = mask_key_pair(secrets.root, digest=masked.digest, client=masked.name_of(index))
     encapsulated = {}
     for other in sorted(adverts):
         if other == index:
             continue
         try:
-            exchange(keys.x25519, adverts[other].x25519)
+            keys.exchange(adverts[other].x25519)
             if other > index:
                 encapsulated[other] = encapsulate(adverts[other].kem)
         except ValueError:

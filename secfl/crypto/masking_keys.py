@@ -20,10 +20,9 @@ from secfl.crypto.hazmat.sealed import (
     NONCE_BYTES,
     SEALING_SEED_BYTES,
     X25519_BYTES,
+    AgreementKey,
     SealingKey,
     derive,
-    kem_public,
-    x25519_public,
 )
 from secfl.crypto.hazmat.shamir import coefficient_bytes
 from secfl.crypto.messages import SECRET_BYTES, Advertise
@@ -34,12 +33,12 @@ from secfl.types import PROTOCOL_VERSION, ClientId, VectorSpec, join_fields
 
 __all__ = [
     "ClientSecrets",
-    "MaskKeys",
     "PairParts",
     "ShareKind",
     "directory_digest",
     "escrow_context",
     "escrow_key",
+    "mask_key_pair",
     "members_digest",
     "pair_key",
     "pair_seed",
@@ -61,28 +60,16 @@ class ShareKind(StrEnum):
     SELF_MASK = "self"
 
 
-@dataclass(frozen=True, slots=True)
-class MaskKeys:
-    """The private keys of pairwise masks, all derived from a client's root.
+def mask_key_pair(root: bytes, *, digest: bytes, client: ClientId) -> AgreementKey:
+    """The key pair of pairwise masks, derived from a client's root.
 
-    Whoever learns the root (the aggregator, for a client that dropped out) can derive them again.
+    Whoever learns the root (the aggregator, for a client that dropped out) can derive it again.
     """
-
-    x25519: bytes = field(repr=False)
-    kem_seed: bytes = field(repr=False)
-
-    @classmethod
-    def from_root(cls, root: bytes, *, digest: bytes, client: ClientId) -> Self:
-        """Derive the keys."""
-        bound = (digest, client.encode())
-        return cls(
-            x25519=derive(root, b"mask-key/x25519", *bound, length=X25519_BYTES),
-            kem_seed=derive(root, b"mask-key/ml-kem-768", *bound, length=KEM_SEED_BYTES),
-        )
-
-    def public(self) -> tuple[bytes, bytes]:
-        """The X25519 and the ML-KEM-768 public key."""
-        return x25519_public(self.x25519), kem_public(self.kem_seed)
+    bound = (digest, client.encode())
+    return AgreementKey(
+        derive(root, b"mask-key/ml-kem-768", *bound, length=KEM_SEED_BYTES)
+        + derive(root, b"mask-key/x25519", *bound, length=X25519_BYTES)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from secfl.crypto.hazmat.prg import MaskStream
 from secfl.crypto.inputs import Accumulator
 from secfl.crypto.masking_aggregator_memory import AggregatorMemory
 from secfl.crypto.masking_dealing import open_escrow
-from secfl.crypto.masking_keys import MaskKeys, root_commitment, self_commitment
+from secfl.crypto.masking_keys import mask_key_pair, root_commitment, self_commitment
 from secfl.crypto.masking_round import MaskedRound
 from secfl.crypto.masking_streams import agree, pair_stream, self_stream
 from secfl.crypto.messages import SECRET_BYTES, Advertise, Deal
@@ -95,8 +95,8 @@ def _pair_seeds(masked: MaskedRound, memory: AggregatorMemory, dropped: int, roo
         index: Advertise.decode(signed.body, peer=masked.name_of(index))
         for index, signed in memory.statements[Phase.ADVERTISE].items()
     }
-    keys = MaskKeys.from_root(root, digest=masked.digest, client=name)
-    if keys.public() != (adverts[dropped].x25519, adverts[dropped].kem):
+    keys = mask_key_pair(root, digest=masked.digest, client=name)
+    if keys.public() != adverts[dropped].mask_key:
         raise RemoteProtocolError(name, "its root does not give the keys that it advertised")
     ciphertexts = {
         index: parcel.kem_ciphertext for index, parcel in memory.parcels[dropped].items() if index > dropped

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from secfl.crypto.hazmat.prg import MaskStream, Sign
-from secfl.crypto.hazmat.sealed import decapsulate, exchange
-from secfl.crypto.masking_keys import MaskKeys, PairParts, pair_key, pair_seed, self_key
+from secfl.crypto.hazmat.sealed import AgreementKey
+from secfl.crypto.masking_keys import PairParts, pair_key, pair_seed, self_key
 from secfl.crypto.masking_round import MaskedRound
 from secfl.crypto.messages import Advertise
 from secfl.errors import RemoteProtocolError
@@ -20,7 +20,7 @@ def agree(
     one: int,
     other: int,
     *,
-    keys: MaskKeys,
+    keys: AgreementKey,
     adverts: Mapping[int, Advertise],
     encapsulated: tuple[bytes, bytes],
 ) -> bytes:
@@ -41,9 +41,9 @@ def agree(
     low, high = min(one, other), max(one, other)
     secret, ciphertext = encapsulated
     if one == high:
-        secret = decapsulate(keys.kem_seed, ciphertext)
+        secret = keys.decapsulate(ciphertext)
     try:
-        shared = exchange(keys.x25519, adverts[other].x25519)
+        shared = keys.exchange(adverts[other].x25519)
     except ValueError:
         raise RemoteProtocolError(
             masked.name_of(other), "advertised a mask key that cannot be used"

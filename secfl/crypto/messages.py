@@ -39,31 +39,36 @@ SECRET_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advertise:
-    """Phase 1, client to all: fresh public keys.
+    """Phase 1, client to all: fresh public keys. The first two are the public half of the mask key pair.
 
     Attributes:
-        x25519: Mask key, 32 bytes.
         kem: Mask key, ML-KEM-768, 1184 bytes.
+        x25519: Mask key, 32 bytes.
         sealing: Key to which shares are sealed, 1216 bytes.
     """
 
-    x25519: bytes
     kem: bytes
+    x25519: bytes
     sealing: bytes
 
-    SIZE: ClassVar[int] = X25519_BYTES + KEM_PUBLIC_BYTES + SEALING_KEY_BYTES
+    SIZE: ClassVar[int] = KEM_PUBLIC_BYTES + X25519_BYTES + SEALING_KEY_BYTES
 
     def encode(self) -> bytes:
         """The body, `SIZE` bytes."""
-        return self.x25519 + self.kem + self.sealing
+        return self.kem + self.x25519 + self.sealing
+
+    @property
+    def mask_key(self) -> bytes:
+        """The public half of the mask key pair, 1216 bytes."""
+        return self.kem + self.x25519
 
     @classmethod
     def decode(cls, body: bytes, *, peer: str) -> Self:
         """Parse a body."""
         reader = Reader(body, peer=peer)
         value = cls(
-            x25519=reader.take(X25519_BYTES),
             kem=reader.take(KEM_PUBLIC_BYTES),
+            x25519=reader.take(X25519_BYTES),
             sealing=reader.take(SEALING_KEY_BYTES),
         )
         reader.end()

@@ -11,7 +11,6 @@ open; who knows the peer turns that into a `RemoteProtocolError`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -34,19 +33,17 @@ __all__ = [
     "SEAL_OVERHEAD",
     "TAG_BYTES",
     "X25519_BYTES",
+    "AgreementKey",
+    "HybridKey",
     "SealingKey",
     "aead_open",
     "aead_seal",
     "check_kem_public",
     "check_sealing_public",
     "check_x25519_public",
-    "decapsulate",
     "derive",
     "encapsulate",
-    "exchange",
-    "kem_public",
     "seal_to",
-    "x25519_public",
 ]
 
 KEM_PUBLIC_BYTES: Final = 1184
@@ -69,31 +66,16 @@ def derive(secret: bytes, label: bytes, *fields: bytes, length: int = 32) -> byt
     return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(secret)
 
 
-def x25519_public(private: bytes) -> bytes:
-    """The 32-byte public key of a 32-byte X25519 private key."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+def check_x25519_public(public: bytes) -> None:
+    """Refuse a public key of small order with `ValueError`: it gives zero with every private key."""
+    _exchange(_PROBE, public)
 
 
-def exchange(private: bytes, public: bytes) -> bytes:
-    """The X25519 secret of two parties.
-
-    Raises:
-        ValueError: The result is all zero (a public key of small order): it would be known to everybody.
-    """
-    shared = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(public))
+def _exchange(private: X25519PrivateKey, public: bytes) -> bytes:
+    shared = private.exchange(X25519PublicKey.from_public_bytes(public))
     if shared == bytes(len(shared)):
         raise ValueError("all-zero X25519 result")
     return shared
-
-
-def check_x25519_public(public: bytes) -> None:
-    """Refuse a public key of small order with `ValueError`: it gives zero with every private key."""
-    _PROBE.exchange(X25519PublicKey.from_public_bytes(public))
-
-
-def kem_public(seed: bytes) -> bytes:
-    """The ML-KEM-768 public key of a 64-byte seed."""
-    return MLKEM768PrivateKey.from_seed_bytes(seed).public_key().public_bytes_raw()
 
 
 def check_kem_public(public: bytes) -> None:
@@ -106,35 +88,52 @@ def encapsulate(public: bytes) -> tuple[bytes, bytes]:
     return MLKEM768PublicKey.from_public_bytes(public).encapsulate()
 
 
-def decapsulate(seed: bytes, ciphertext: bytes) -> bytes:
-    """The secret of a ciphertext of 1088 bytes. A wrong one gives an unrelated secret, not an error."""
-    return MLKEM768PrivateKey.from_seed_bytes(seed).decapsulate(ciphertext)
+class HybridKey:
+    """An ML-KEM-768 and an X25519 private key, used side by side.
 
-
-@dataclass(frozen=True, slots=True)
-class SealingKey:
-    """A key pair to which others seal: ML-KEM-768 and X25519 together, broken only if both are.
-
-    Attributes:
+    Args:
         seed: 96 secret bytes: the ML-KEM seed (64), then the X25519 private key (32).
     """
 
-    seed: bytes = field(repr=False)
+    __slots__ = ("_kem", "_x25519", "seed")
 
-    def __post_init__(self) -> None:
-        if len(self.seed) != SEALING_SEED_BYTES:
-            raise ValueError(f"sealing seed of {len(self.seed)} bytes, expected {SEALING_SEED_BYTES}")
+    def __init__(self, seed: bytes) -> None:
+        if len(seed) != SEALING_SEED_BYTES:
+            raise ValueError(f"seed of {len(seed)} bytes, expected {SEALING_SEED_BYTES}")
+        self.seed = seed
+        self._kem = MLKEM768PrivateKey.from_seed_bytes(seed[:KEM_SEED_BYTES])
+        self._x25519 = X25519PrivateKey.from_private_bytes(seed[KEM_SEED_BYTES:])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(<redacted>)"
 
     def public(self) -> bytes:
         """1216 bytes: the ML-KEM public key, then the X25519 public key."""
-        return kem_public(self.seed[:KEM_SEED_BYTES]) + x25519_public(self.seed[KEM_SEED_BYTES:])
+        return self._kem.public_key().public_bytes_raw() + self._x25519.public_key().public_bytes_raw()
+
+
+class AgreementKey(HybridKey):
+    """A key pair for pair secrets: both halves are used, and their secrets combined by the caller."""
+
+    __slots__ = ()
+
+    def exchange(self, public: bytes) -> bytes:
+        """The X25519 secret with a peer; `ValueError` when it is all zero, and so known to everybody."""
+        return _exchange(self._x25519, public)
+
+    def decapsulate(self, ciphertext: bytes) -> bytes:
+        """The secret of a ciphertext of 1088 bytes. A wrong one gives an unrelated secret, not an error."""
+        return self._kem.decapsulate(ciphertext)
+
+
+class SealingKey(HybridKey):
+    """A key pair to which others seal: broken only if ML-KEM-768 and X25519 both are."""
+
+    __slots__ = ()
 
     def open(self, sealed: bytes, *, info: bytes) -> bytes:
         """Open what `seal_to` made for this key with the same ``info``; `ValueError` otherwise."""
-        private = hpke.MLKEM768X25519PrivateKey(
-            MLKEM768PrivateKey.from_seed_bytes(self.seed[:KEM_SEED_BYTES]),
-            X25519PrivateKey.from_private_bytes(self.seed[KEM_SEED_BYTES:]),
-        )
+        private = hpke.MLKEM768X25519PrivateKey(self._kem, self._x25519)
         try:
             return _SUITE.decrypt(sealed, private, info)
         except InvalidTag:
@@ -142,7 +141,7 @@ class SealingKey:
 
 
 def check_sealing_public(public: bytes) -> None:
-    """Refuse bytes to which nothing can be sealed with `ValueError`."""
+    """Refuse bytes that are not the public half of a `HybridKey`, for sealing or agreement: `ValueError`."""
     check_kem_public(public[:KEM_PUBLIC_BYTES])
     check_x25519_public(public[KEM_PUBLIC_BYTES:])
 
