@@ -19,11 +19,11 @@ from secfl.dp.events import DpEvent, Gaussian, IntegerNoise, Leaf, NonPrivate, l
 from secfl.dp.integer import gaussian_equivalent
 from secfl.dp.loss import ComposedLoss, compose_gaussians
 from secfl.dp.noise import NoiseFamily
-from secfl.dp.rdp import curve_of_leaves, rdp_to_epsilon
+from secfl.dp.rdp import curve_of_leaves, linear_slope, linear_to_epsilon, rdp_to_epsilon
 from secfl.errors import ConfigError, PrivacyError, UnsupportedEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "SMALLEST_FFT_DELTA",
@@ -139,9 +139,12 @@ def epsilon(
         return 0.0
     chosen = _choose(accountant, flat, delta)
 
-    curve = curve_of_leaves(counts) if chosen is Accountant.RDP else {}
+    slope = linear_slope(counts) if chosen is Accountant.RDP else None
+    curve = curve_of_leaves(counts) if chosen is Accountant.RDP and slope is None else {}
 
     def ideal(remaining: float) -> float:
+        if slope is not None:
+            return linear_to_epsilon(slope, remaining)
         if curve:
             return rdp_to_epsilon(curve, remaining)
         remaining *= math.exp(-flat.remainder)
@@ -150,23 +153,28 @@ def epsilon(
     return with_sampler_error(ideal, delta, flat.sampler_error)
 
 
-def with_sampler_error(ideal: Any, delta: float, error: float) -> float:
-    """Smallest found ε with δ_ideal(ε) + (1 + e^ε)·error <= δ; infinite when the error eats all of δ."""
-    guess: float = ideal(delta)
-    if error == 0 or math.isinf(guess):
-        return guess
-    for _ in range(4):
-        # At the true answer the charge is at most the charge at any larger ε: try one a little above.
-        upper = guess + 1e-6
+def with_sampler_error(ideal: Callable[[float], float], delta: float, error: float) -> float:
+    """Smallest found ε with δ_ideal(ε) + (1 + e^ε)·error <= δ; infinite when the error eats all of δ.
+
+    Args:
+        ideal: ε of the ideal mechanism at a given δ.
+        delta: The whole δ.
+        error: Total variation distance between the mechanism that runs and the ideal one.
+    """
+    found = ideal(delta)
+    if error == 0:
+        return found
+    for _ in range(100):
+        # If ε(δ - (1 + e^u)·error) <= u, the charge at that ε is at most the one at u.
+        upper = found * (1 + 1e-6) + 1e-9
         if upper > 700:
             return math.inf
         remaining = delta - (1 + math.exp(upper)) * error
         if remaining <= 0:
             return math.inf
-        found: float = ideal(remaining)
+        found = ideal(remaining)
         if found <= upper:
             return found
-        guess = found
     return math.inf
 
 

@@ -20,7 +20,16 @@ from secfl.dp.integer import gaussian_equivalent
 from secfl.dp.noise import NoiseFamily
 from secfl.errors import ConfigError, UnsupportedEvent
 
-__all__ = ["LARGEST_ORDER", "ORDERS", "curve_of_leaves", "rdp_curve", "rdp_of_leaf", "rdp_to_epsilon"]
+__all__ = [
+    "LARGEST_ORDER",
+    "ORDERS",
+    "curve_of_leaves",
+    "linear_slope",
+    "linear_to_epsilon",
+    "rdp_curve",
+    "rdp_of_leaf",
+    "rdp_to_epsilon",
+]
 
 LARGEST_ORDER: Final = 1024
 ORDERS: Final[tuple[int, ...]] = (
@@ -159,6 +168,33 @@ def curve_of_leaves(counts: Mapping[Leaf, int], orders: Sequence[int] = ORDERS) 
         _check_order(order)
         curve[order] = float(np.sum(multiplicity * _divergences(keys, order))) if keys else 0.0
     return curve
+
+
+def linear_slope(counts: Mapping[Leaf, int]) -> float | None:
+    """ρ when the whole curve is ρ·α at every real order: Gaussians and zCDP without sampling or remainder."""
+    slope = 0.0
+    for leaf, count in counts.items():
+        mechanism = _mechanism(leaf)
+        if leaf.sampling_probability < 1 or any(mechanism.skellam) or mechanism.remainder:
+            return None
+        slope += count * mechanism.linear
+    return slope
+
+
+def linear_to_epsilon(slope: float, delta: float) -> float:
+    """ε at δ from the curve ρ·α, the order chosen among all real ones above 1 (as `rdp_to_epsilon`)."""
+    # The bound is unimodal in log(α - 1); the optimum lies near sqrt(log(1/δ)/ρ).
+    centre = 0.5 * math.log(-math.log(delta) / slope)
+
+    def at(logarithm: float) -> float:
+        order = 1 + math.exp(logarithm)
+        return slope * order + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
+
+    low, high = centre - 6, centre + 6
+    for _ in range(100):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, right) if at(left) <= at(right) else (left, high)
+    return max(0.0, at(low))
 
 
 def rdp_to_epsilon(curve: Mapping[int, float], delta: float) -> float:

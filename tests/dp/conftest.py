@@ -1,5 +1,6 @@
 """Independent, slow, exact arithmetic that the tests compare with: nothing here is imported by secfl."""
 
+import itertools
 import math
 import sys
 from decimal import Decimal, localcontext
@@ -36,11 +37,9 @@ def conditioned(pmf, stride):
 
 def pmf_of(thresholds):
     """Exact probabilities of a table, as integers over 2**128, for -reach .. reach."""
-    inner = [
-        (int(h) << 64) | int(low) for h, low in zip(thresholds.high, thresholds.low, strict=True)
-    ]
+    inner = [(int(h) << 64) | int(low) for h, low in zip(thresholds.high, thresholds.low, strict=True)]
     bounds = [0, *inner, 2**128]
-    return [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(bounds)]
 
 
 def discrete_gaussian(variance, reach):

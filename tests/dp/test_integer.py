@@ -6,6 +6,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 from scipy import integrate, stats
+
 from secfl.dp.analytic import analytic_gaussian_delta
 from secfl.dp.events import Gaussian, IntegerNoise, Leaf
 from secfl.dp.integer import SMALLEST_SHARE, gaussian_equivalent, share_sum_remainder
@@ -44,7 +45,11 @@ def test_rounded_gaussian_is_within_the_stated_factor_of_the_discrete_one(s):
     worst = 0.0
     for y in range(8):
         rounded, _ = integrate.quad(
-            lambda x, y=y: stats.norm.pdf(x, 0, spread) * kernel(y, x), y - 12, y + 12, limit=400, epsabs=1e-14
+            lambda x, y=y: stats.norm.pdf(x, 0, spread) * kernel(y, x),
+            y - 12,
+            y + 12,
+            limit=400,
+            epsabs=1e-14,
         )
         worst = max(worst, abs(math.log(rounded / (math.exp(-(y * y) / (2 * sigma**2)) / total))))
     assert worst <= bound + 1e-10
@@ -89,7 +94,8 @@ def test_sum_of_shares_is_within_tau_of_one_discrete_gaussian(exact, share, shar
         centre = shares * reach
         # Near the end of the truncated support the exact sum itself is cut; look where it is not.
         ratios = [
-            abs(float((total[centre + x] / whole[centre + x]).ln())) for x in range(-reach // 2, reach // 2 + 1)
+            abs(float((total[centre + x] / whole[centre + x]).ln()))
+            for x in range(-reach // 2, reach // 2 + 1)
         ]
     assert max(ratios) <= share_sum_remainder(share, shares)
 
@@ -107,7 +113,9 @@ def test_the_bound_with_the_total_width_is_violated(exact):
         worst = max(
             abs(float((total[shares * reach + x] / whole[shares * reach + x]).ln())) for x in range(-5, 6)
         )
-    assert share_sum_remainder(share * math.sqrt(shares), shares) < worst <= share_sum_remainder(share, shares)
+    assert (
+        share_sum_remainder(share * math.sqrt(shares), shares) < worst <= share_sum_remainder(share, shares)
+    )
 
 
 def test_narrow_shares_are_refused_and_wide_ones_cost_next_to_nothing():
@@ -173,4 +181,6 @@ def test_sampled_gaussian_divergence_is_the_integral(rate, order, z):
         return math.exp(order * log_mix + (1 - order) * log_p)
 
     value, _ = integrate.quad(integrand, -12 * z, order + 12 * z, limit=500, epsabs=0, epsrel=1e-12)
-    assert rdp_of_leaf(Leaf(Gaussian(z), rate), order) == pytest.approx(math.log(value) / (order - 1), rel=1e-6)
+    assert rdp_of_leaf(Leaf(Gaussian(z), rate), order) == pytest.approx(
+        math.log(value) / (order - 1), rel=1e-6
+    )

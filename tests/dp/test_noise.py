@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import secfl.dp
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+
+import secfl.dp
 from secfl.dp.noise import (
     IntegerSampler,
     NoiseFamily,
@@ -92,9 +93,7 @@ def test_two_tables_cover_every_residue_evenly():
     assert not rejected(sampler.draw(count, SystemRng()))
     narrow = integer_sampler(NoiseFamily.DISCRETE_GAUSSIAN, sampler._stride / 5)
     coarse = integer_sampler(NoiseFamily.DISCRETE_GAUSSIAN, 100.0)
-    assert rejected(
-        narrow.draw(count, SystemRng()) + sampler._stride * coarse.draw(count, SystemRng())
-    )
+    assert rejected(narrow.draw(count, SystemRng()) + sampler._stride * coarse.draw(count, SystemRng()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

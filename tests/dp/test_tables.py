@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from secfl.dp.noise import NoiseFamily, integer_sampler
 from secfl.dp.tables import Table, discrete_gaussian_thresholds, skellam_thresholds
 
