@@ -136,10 +136,10 @@ def _torch() -> str:
 def _post_quantum() -> str:
     from cryptography.hazmat.backends.openssl import backend
 
-    from secfl.crypto.hazmat.sealed import SEALING_SEED_BYTES, SealingKey, seal_to
+    from secfl.crypto.hazmat.sealed import HYBRID_SEED_BYTES, SealingKey, seal_to
     from secfl.randomness import SystemRng
 
-    key = SealingKey(SystemRng().bytes(SEALING_SEED_BYTES))
+    key = SealingKey(SystemRng().bytes(HYBRID_SEED_BYTES))
     if key.open(seal_to(key.public(), b"probe", info=b"doctor"), info=b"doctor") != b"probe":
         raise RuntimeError("a key does not open what was sealed for it")
     return f"HPKE with ML-KEM-768 and X25519; {backend.openssl_version_text()}"

@@ -14,7 +14,7 @@ from typing import Self
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, PartyState, RoundResult, Running
 from secfl.crypto.attachments import AttachmentSink
 from secfl.crypto.hazmat import merkle
-from secfl.crypto.hazmat.sealed import check_sealing_public
+from secfl.crypto.hazmat.sealed import check_hybrid_public
 from secfl.crypto.identity import SIGNATURE_BYTES, Directory
 from secfl.crypto.inputs import ATTACHMENT_PIECE_BYTES, Accumulator, hash_pieces, input_digest
 from secfl.crypto.masking_aggregator_memory import AggregatorMemory
@@ -230,8 +230,8 @@ class MaskingAggregator:
         peer = self._masked.name_of(index)
         advert = Advertise.decode(signed.body, peer=peer)
         try:
-            check_sealing_public(advert.mask_key)
-            check_sealing_public(advert.sealing)
+            check_hybrid_public(advert.mask_key)
+            check_hybrid_public(advert.sealing)
         except ValueError:
             raise RemoteProtocolError(peer, "advertised a public key that cannot be used") from None
 

@@ -16,9 +16,9 @@ from enum import StrEnum
 from typing import Final, Self
 
 from secfl.crypto.hazmat.sealed import (
+    HYBRID_SEED_BYTES,
     KEM_SEED_BYTES,
     NONCE_BYTES,
-    SEALING_SEED_BYTES,
     X25519_BYTES,
     AgreementKey,
     SealingKey,
@@ -96,7 +96,7 @@ class ClientSecrets:
         return cls(
             root=rng.bytes(SECRET_BYTES),
             self_mask=rng.bytes(SECRET_BYTES),
-            sealing=SealingKey(rng.bytes(SEALING_SEED_BYTES)),
+            sealing=SealingKey(rng.bytes(HYBRID_SEED_BYTES)),
             nonce=rng.bytes(NONCE_BYTES),
             coefficients=rng.bytes(coefficient_bytes(_DEALT_BYTES, threshold)),
         )
@@ -108,7 +108,7 @@ class ClientSecrets:
     @classmethod
     def decode(cls, data: bytes, *, threshold: int) -> Self:
         """Undo `encode`."""
-        sizes = (SECRET_BYTES, SECRET_BYTES, SEALING_SEED_BYTES, NONCE_BYTES)
+        sizes = (SECRET_BYTES, SECRET_BYTES, HYBRID_SEED_BYTES, NONCE_BYTES)
         parts = []
         start = 0
         for size in (*sizes, coefficient_bytes(_DEALT_BYTES, threshold)):

@@ -11,11 +11,11 @@ from typing import ClassVar, Final, Self
 
 from secfl.crypto.hazmat.merkle import HASH_BYTES, depth
 from secfl.crypto.hazmat.sealed import (
+    HYBRID_PUBLIC_BYTES,
     KEM_CIPHERTEXT_BYTES,
     KEM_PUBLIC_BYTES,
     NONCE_BYTES,
     SEAL_OVERHEAD,
-    SEALING_KEY_BYTES,
     TAG_BYTES,
     X25519_BYTES,
 )
@@ -51,7 +51,7 @@ class Advertise:
     x25519: bytes
     sealing: bytes
 
-    SIZE: ClassVar[int] = KEM_PUBLIC_BYTES + X25519_BYTES + SEALING_KEY_BYTES
+    SIZE: ClassVar[int] = 2 * HYBRID_PUBLIC_BYTES
 
     def encode(self) -> bytes:
         """The body, `SIZE` bytes."""
@@ -69,7 +69,7 @@ class Advertise:
         value = cls(
             kem=reader.take(KEM_PUBLIC_BYTES),
             x25519=reader.take(X25519_BYTES),
-            sealing=reader.take(SEALING_KEY_BYTES),
+            sealing=reader.take(HYBRID_PUBLIC_BYTES),
         )
         reader.end()
         return value

@@ -24,12 +24,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from secfl.types import PROTOCOL_VERSION, join_fields
 
 __all__ = [
+    "HYBRID_PUBLIC_BYTES",
+    "HYBRID_SEED_BYTES",
     "KEM_CIPHERTEXT_BYTES",
     "KEM_PUBLIC_BYTES",
     "KEM_SEED_BYTES",
     "NONCE_BYTES",
-    "SEALING_KEY_BYTES",
-    "SEALING_SEED_BYTES",
     "SEAL_OVERHEAD",
     "TAG_BYTES",
     "X25519_BYTES",
@@ -38,8 +38,8 @@ __all__ = [
     "SealingKey",
     "aead_open",
     "aead_seal",
+    "check_hybrid_public",
     "check_kem_public",
-    "check_sealing_public",
     "check_x25519_public",
     "derive",
     "encapsulate",
@@ -50,8 +50,8 @@ KEM_PUBLIC_BYTES: Final = 1184
 KEM_CIPHERTEXT_BYTES: Final = 1088
 KEM_SEED_BYTES: Final = 64
 X25519_BYTES: Final = 32
-SEALING_KEY_BYTES: Final = KEM_PUBLIC_BYTES + X25519_BYTES
-SEALING_SEED_BYTES: Final = KEM_SEED_BYTES + X25519_BYTES
+HYBRID_PUBLIC_BYTES: Final = KEM_PUBLIC_BYTES + X25519_BYTES
+HYBRID_SEED_BYTES: Final = KEM_SEED_BYTES + X25519_BYTES
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 SEAL_OVERHEAD: Final = KEM_CIPHERTEXT_BYTES + X25519_BYTES + TAG_BYTES
@@ -98,8 +98,8 @@ class HybridKey:
     __slots__ = ("_kem", "_x25519", "seed")
 
     def __init__(self, seed: bytes) -> None:
-        if len(seed) != SEALING_SEED_BYTES:
-            raise ValueError(f"seed of {len(seed)} bytes, expected {SEALING_SEED_BYTES}")
+        if len(seed) != HYBRID_SEED_BYTES:
+            raise ValueError(f"seed of {len(seed)} bytes, expected {HYBRID_SEED_BYTES}")
         self.seed = seed
         self._kem = MLKEM768PrivateKey.from_seed_bytes(seed[:KEM_SEED_BYTES])
         self._x25519 = X25519PrivateKey.from_private_bytes(seed[KEM_SEED_BYTES:])
@@ -140,7 +140,7 @@ class SealingKey(HybridKey):
             raise ValueError("the sealed box does not open") from None
 
 
-def check_sealing_public(public: bytes) -> None:
+def check_hybrid_public(public: bytes) -> None:
     """Refuse bytes that are not the public half of a `HybridKey`, for sealing or agreement: `ValueError`."""
     check_kem_public(public[:KEM_PUBLIC_BYTES])
     check_x25519_public(public[KEM_PUBLIC_BYTES:])
