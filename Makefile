@@ -32,12 +32,10 @@ test: setup ## The fast tests (under 10 minutes on 2 cores)
 test-slow: setup ## The slow tests; SECFL_TEST_DATA names a folder with real images
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
 
-check: setup ## Lint, format, types, import contracts, spelling
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/codespell
+check: setup ## Lint, format, types, import contracts, spelling; all of them, whatever fails
+	@failed=0; for step in "ruff check ." "ruff format --check ." mypy "lint-imports --no-logo" codespell; do \
+		echo "== $$step"; $(BIN)/$$step || failed=1; \
+	done; exit $$failed
 
 format: setup ## Format the code
 	$(BIN)/ruff check --fix .
