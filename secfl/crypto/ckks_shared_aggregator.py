@@ -21,7 +21,7 @@ from secfl.crypto.ckks_shared_messages import (
     SharedRound,
     SharedSums,
 )
-from secfl.crypto.hazmat.sealed import check_sealing_public
+from secfl.crypto.hazmat.sealed import check_hybrid_public
 from secfl.crypto.identity import SIGNATURE_BYTES, Directory
 from secfl.crypto.snapshots import (
     decode_record,
@@ -180,7 +180,7 @@ class SharedKeyAggregator:
         peer, memory = self._round.parties.name_of(index), self._memory
         signed = self._take_signed(Phase.ADVERTISE, index, content, SEALING_BODY_BYTES)
         try:
-            check_sealing_public(signed.body)
+            check_hybrid_public(signed.body)
         except ValueError:
             raise RemoteProtocolError(peer, "advertised a public key that cannot be used") from None
         memory.adverts[index] = signed

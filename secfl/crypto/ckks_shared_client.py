@@ -32,7 +32,7 @@ from secfl.crypto.ckks_shared_messages import (
     key_identifier,
 )
 from secfl.crypto.hazmat.ring_noise import RingNoise
-from secfl.crypto.hazmat.sealed import SEALING_SEED_BYTES, SealingKey, derive, seal_to
+from secfl.crypto.hazmat.sealed import HYBRID_SEED_BYTES, SealingKey, derive, seal_to
 from secfl.crypto.identity import SIGNATURE_BYTES, Directory, Identity
 from secfl.crypto.snapshots import decode_record, encode_record, restoring, split_fields
 from secfl.crypto.wire import (
@@ -130,7 +130,7 @@ class SharedKeyClient:
         """
         shared.parties.check_vectors(vectors)
         memory = _Memory(
-            sealing_seed=rng.bytes(SEALING_SEED_BYTES),
+            sealing_seed=rng.bytes(HYBRID_SEED_BYTES),
             lead_seed=rng.bytes(KEY_SEED_BYTES),
             nonce=rng.bytes(NONCE_BYTES),
             error_key=rng.bytes(_ERROR_KEY_BYTES),

@@ -21,7 +21,7 @@ from typing import ClassVar, Final, Self
 
 from secfl.crypto.attachments import Words
 from secfl.crypto.ckks_layout import RoundLayout
-from secfl.crypto.hazmat.sealed import SEAL_OVERHEAD, SEALING_KEY_BYTES, derive
+from secfl.crypto.hazmat.sealed import HYBRID_PUBLIC_BYTES, SEAL_OVERHEAD, derive
 from secfl.crypto.masking_round import MaskedRound
 from secfl.crypto.packing import pack, packed_size, unpack
 from secfl.crypto.wire import DIGEST_BYTES, Reader, Signed
@@ -41,7 +41,7 @@ __all__ = [
 
 KEY_SEED_BYTES: Final = 32
 NONCE_BYTES: Final = 32
-SEALING_BODY_BYTES: Final = SEALING_KEY_BYTES
+SEALING_BODY_BYTES: Final = HYBRID_PUBLIC_BYTES
 """The body of phase 1 is the sealing key alone."""
 
 
