@@ -4,7 +4,7 @@
 Δ and is rounded away at the end. Here m is an integer of T bits that carries several values, and it sits in
 the polynomial's coefficients, not in its slots: nothing but additions happens to the ciphertexts, and
 coefficients add as slots do, without the embedding's floating-point arithmetic and with noise that is
-``sqrt(N/2)`` times smaller (docs/adr/ckks-coefficient-encoding.md). The scale is ``Δ = q / 2**T``, not a
+``sqrt(N/2)`` times smaller (docs/adr/0010-ckks-coefficients.md). The scale is ``Δ = q / 2**T``, not a
 power of two, so that a sum which wraps modulo q wraps modulo ``2**T`` in the plaintext, and residues need no
 sign and no room above them.
 

@@ -9,9 +9,9 @@ in that c travels in coefficient form, 60 bits a coefficient. Sums of c open wit
 - one key each (``sum-key``): all clients use the same a, and the *sum of the keys* opens the sum, and nothing
   else.
 
-Both rest on RLWE with N = 4096, log2 q = 60 and discrete Gaussian keys and errors of σ = 4.5 (192-bit level), and on
-AES-256 for the expansion of a from public labels (as in FrodoKEM, specification 2021, section 2.2.4: AES as
-an ideal cipher) and for the noise.
+Both rest on RLWE with N = 4096, log2 q = 60 and discrete Gaussian keys and errors of σ = 4.5 (192-bit level),
+and on AES-256: for the noise, and as an ideal cipher for the expansion of a from public labels (as in the AES
+variants of FrodoKEM and Kyber).
 """
 
 from __future__ import annotations

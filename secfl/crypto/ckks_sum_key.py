@@ -6,11 +6,20 @@ signed header covers. After the unmask phase the aggregator holds ``K = Σ k_i``
 the same public a's, so ``Σ c_i = Σ m_i + Σ e_i - a·K``, and K opens the sum of exactly those ciphertexts and
 nothing else. A client that drops out costs the others nothing beyond masking's own recovery of a few kilobytes.
 
-There is no joint public key, no partial decryption and no noise flooding (compare Willow, Bell-Clark et al. 2024, and
-LERNA, Li et al., ASIACRYPT 2023). What the aggregator learns besides the sum are K and Σ e_i, the *hints*. Privacy of
-an honest client rests on RLWE with these hints (Hint-RLWE, Kim et al. 2023: as hard as RLWE with narrower Gaussians)
-and on at least one more honest survivor: given the sum of two keys of width 4.5, each is still a discrete Gaussian
-of width 3.18.
+There is no joint public key, no partial decryption and no noise flooding (docs/adr/0011-sum-key.md; compare
+Willow, Bell-Clark et al. 2024, and LERNA, Li et al., ASIACRYPT 2023).
+
+**What the aggregator learns** besides the sum of the messages is K and, from the rounding, ``E_j = Σ e_ij`` for every
+ciphertext polynomial j. Give it everything about all survivors but two honest ones, 1 and 2. Then ``c_2`` follows
+from ``c_1`` and what it knows, because ``c_1 + c_2 = m_1 + m_2 + E' - a·K'`` with ``K' = k_1 + k_2``. So it holds RLWE
+samples ``c_1 - m_1 = e_1 - a·k_1`` whose secret and errors are conditioned on K' and E'. A coefficient x of k_1 then
+has probability proportional to
+
+    exp(-x²/2σ²) · exp(-(K'-x)²/2σ²)  ~  exp(-(x - K'/2)² / (2(σ/√2)²)),
+
+again a discrete Gaussian, around the known K'/2 and of width σ/√2 = 3.18; errors likewise. Privacy of the two rests
+on RLWE with these distributions (the general case is Hint-MLWE, Kim et al., CRYPTO 2023). σ = 4.5 was chosen so that
+3.18 is the width for which the parameters are standard.
 """
 
 from __future__ import annotations
