@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Two test workers share two cores; threads that spin while they wait would starve each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 settings.register_profile(
     "secfl", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )

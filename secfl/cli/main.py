@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code. Every error that secfl raises on purpose, and every error of the operating system,
         ends as one line ``error: …`` on standard error.
     """
+    # Waiting threads that spin make training several times slower on a busy machine; read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
