@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup simulate test test-slow check format bench readme constraints peers clean
+.PHONY: help setup simulate test test-slow check format bench readme constraints peers docs clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,7 +65,13 @@ peers: setup ## Install the frameworks that the benchmarks compare with, each in
 	.peers/nvflare/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	.peers/nvflare/bin/python -m pip install --quiet "nvflare>=2.9" tenseal
 
+docs: ## Render the documentation into build/site
+	"$(PYTHON)" -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	.venv-docs/bin/python -m pip install --quiet "mkdocs-material>=9.5" "mkdocstrings[python]>=0.26" ruff
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+
 clean: ## Remove environments and caches; runs stay
-	rm -rf .venv .venv-constraints .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf .venv .venv-constraints .venv-docs .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -154,13 +154,3 @@ class TestHouse:
             done = subprocess.run(["bash", str(copy)], capture_output=True, text=True, check=False)
             assert (done.returncode == 0) == (check == test == 0)
             assert "tested" in done.stdout
-
-    def test_links_between_pages_lead_somewhere(self, project):
-        pages = [*project.glob("*.md"), *(project / "docs").rglob("*.md")]
-        broken = [
-            f"{page.relative_to(project)}: {target}"
-            for page in pages
-            for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-            if "://" not in target and not (page.parent / target).exists()
-        ]
-        assert broken == []
