@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -227,8 +228,26 @@ class PrivacyConfig(_Section):
     step_size: float = Field(default=2e-3, gt=0)
 
 
+FOLDER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "data": {"normalization": "local"},
+        "training": {
+            "rounds": 20,
+            "local_epochs": 7,
+            "batch_size": 2,
+            "crop": 96,
+            "augmentation": "strong",
+        },
+    }
+)
+"""Defaults that differ where the images come from a folder: few, large, real images need more and smaller steps."""
+
+
 class RunConfig(_Section):
     """One run, completely.
+
+    Where ``data.source`` is a folder, keys that are not given come from `FOLDER_DEFAULTS`, so that a configuration
+    that was written out holds everything.
 
     Attributes:
         format_version: Version of this file's format; a newer one is refused.
@@ -255,6 +274,21 @@ class RunConfig(_Section):
     training: TrainingConfig = TrainingConfig()
     secure_agg: SecureAggregationConfig = SecureAggregationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_source(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        source = _given(given.get("data", {})).get("source", "phantom")
+        if source == "phantom":
+            return given
+        filled = dict(given)
+        for section, defaults in FOLDER_DEFAULTS.items():
+            values = given.get(section, {})
+            if isinstance(values, Mapping | BaseModel):
+                filled[section] = {**defaults, **_given(values)}
+        return filled
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -289,6 +323,13 @@ class RunConfig(_Section):
         import tomli_w
 
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def _given(section: Any) -> dict[str, Any]:
+    """The keys of a section that were given, whether as a table or as an object; none where it is neither."""
+    if isinstance(section, BaseModel):
+        return {name: getattr(section, name) for name in section.model_fields_set}
+    return dict(section) if isinstance(section, Mapping) else {}
 
 
 def default_threshold(clients: int) -> int:
