@@ -218,10 +218,13 @@ class PrivacyPlan:
         Raises:
             PrivacyError: ε exceeds 20 without consent; the message says the number.
         """
-        reached = self.epsilon(self.z_aggregator(Behaviour.CURIOUS) if z is None else z)
+        faced = self.z_aggregator(Behaviour.CURIOUS) if z is None else z
+        reached = self.epsilon(faced)
         if reached > WEAK_EPSILON and not accept_weak:
+            # So little noise that the sampler's error leaves nothing to prove: say the continuous figure.
+            figure = reached if math.isfinite(reached) else self.epsilon_reference(faced)
             raise PrivacyError(
-                f"epsilon {reached:.2f} in the aggregator's view exceeds {WEAK_EPSILON:g}; more noise, "
+                f"epsilon {figure:.2f} in the aggregator's view exceeds {WEAK_EPSILON:g}; more noise, "
                 "fewer releases, or --accept-weak"
             )
 
@@ -300,7 +303,7 @@ class PrivacyPlan:
         for name, kind in names.items():
             raw = data[name]
             if kind in _ENUMS:
-                if raw not in set(_ENUMS[kind]):
+                if not isinstance(raw, str) or raw not in set(_ENUMS[kind]):
                     raise ConfigError(f"privacy plan: {name}: expected one of {', '.join(_ENUMS[kind])}")
                 values[name] = _ENUMS[kind](raw)
             elif kind == "int" and isinstance(raw, float) and raw.is_integer() and abs(raw) < 2**53:
