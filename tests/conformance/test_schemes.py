@@ -1,0 +1,77 @@
+"""Every scheme of secfl passes the shipped suite."""
+
+import numpy as np
+
+from secfl.crypto.ckks import Ckks
+from secfl.crypto.masking import Masking
+from secfl.crypto.plain import Plain
+from secfl.testing.adversaries.forging import Repair, reseal
+from secfl.testing.conformance import (
+    Capabilities,
+    Inputs,
+    PhaseRule,
+    Quorum,
+    SecureAggregationConformance,
+    Transcripts,
+)
+from secfl.types import SchemeSpec
+
+MASKING_PHASES = tuple(
+    PhaseRule(name=name) for name in ("advertise", "share", "masked-input", "consistency", "unmask")
+)
+
+
+class WithSecflsWireFormat(SecureAggregationConformance):
+    def reseal(self, cast, envelope, source: np.random.Generator):
+        return reseal(cast, envelope, list(Repair)[int(source.integers(1, len(Repair)))])
+
+
+class TestPlain(WithSecflsWireFormat):
+    capabilities = Capabilities(
+        phases=(PhaseRule(name="plain-input"),),
+        input_phase="plain-input",
+        inputs=Inputs.VISIBLE,
+        transcripts=Transcripts.REPRODUCIBLE,
+        clients=(1, 5),
+    )
+
+    def scheme(self):
+        return Plain(threads=1)
+
+    def thresholds(self, clients):
+        return range(1, clients + 1)
+
+
+class TestMasking(WithSecflsWireFormat):
+    capabilities = Capabilities(phases=MASKING_PHASES, input_phase="masked-input")
+
+    def scheme(self):
+        return Masking(threads=1)
+
+
+class TestCkksSumKey(WithSecflsWireFormat):
+    capabilities = Capabilities(phases=MASKING_PHASES, input_phase="masked-input")
+
+    def scheme(self):
+        return Ckks(threads=1)
+
+    def scheme_spec(self):
+        return SchemeSpec(name="ckks", parameters=(("key_mode", "sum-key"),))
+
+
+class TestCkksShared(WithSecflsWireFormat):
+    capabilities = Capabilities(
+        phases=(
+            PhaseRule(name="advertise"),
+            PhaseRule(name="ckks-key", quorum=Quorum.ONE),
+            PhaseRule(name="ckks-input"),
+            PhaseRule(name="ckks-open", quorum=Quorum.ONE),
+        ),
+        input_phase="ckks-input",
+    )
+
+    def scheme(self):
+        return Ckks(threads=1)
+
+    def scheme_spec(self):
+        return SchemeSpec(name="ckks", parameters=(("key_mode", "shared"),))
