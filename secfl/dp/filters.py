@@ -83,18 +83,22 @@ class RenyiFilter:
     def from_order(
         cls, order: int, *, epsilon: float, delta: float, sampler_budget: float = SAMPLER_BUDGET
     ) -> RenyiFilter:
-        """A filter with one pre-committed order, sized so that its guarantee is (ε, δ).
+        """A filter with one pre-committed order (see `best_order`), whose guarantee is (ε, δ).
+
+        Where noise or sampling change a lot, it admits more than a whole curve, which some order far from the
+        best one exhausts early.
 
         Raises:
-            ConfigError: At this order the conversion alone exceeds ε; take a larger one.
+            ConfigError: At this order the conversion alone exceeds ε (take a larger one), or the samplers'
+                error exceeds δ.
         """
-        conversion = math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-        if epsilon <= conversion:
+        remaining = delta - (1 + math.exp(min(epsilon, 700.0))) * sampler_budget
+        if remaining <= 0:
+            raise ConfigError(f"filter: the sampler's error alone exceeds delta at epsilon {epsilon:g}")
+        bound = epsilon - rdp_to_epsilon({order: epsilon}, remaining) + epsilon
+        if bound <= 0:
             raise ConfigError(f"filter: order {order} cannot reach epsilon {epsilon:g} at this delta")
-        made = cls({order: epsilon - conversion}, sampler_budget=sampler_budget)
-        # The sampler's share of δ comes out of the Rényi budget.
-        excess = made.epsilon(delta) - epsilon
-        return cls({order: epsilon - conversion - max(0.0, excess)}, sampler_budget=sampler_budget)
+        return cls({order: bound * (1 - 1e-9)}, sampler_budget=sampler_budget)
 
     def epsilon(self, delta: float) -> float:
         """The guarantee: ε of the whole budget, spent or not."""
