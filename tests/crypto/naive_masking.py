@@ -115,16 +115,12 @@ class Checker:
 
     def self_stream(self, index, name, length, bits):
         client = self.clients[index]
-        key = hkdf(
-            client.self_mask, b"mask", b"self", self.digest, client.name, name.encode(), bytes([bits])
-        )
+        key = hkdf(client.self_mask, b"mask", b"self", self.digest, client.name, name.encode(), bytes([bits]))
         return mask(key, length, bits)
 
     def pair_stream(self, low, high, name, length, bits):
         names = self.clients[low].name, self.clients[high].name
-        key = hkdf(
-            self.seeds[low, high], b"mask", b"pair", self.digest, *names, name.encode(), bytes([bits])
-        )
+        key = hkdf(self.seeds[low, high], b"mask", b"pair", self.digest, *names, name.encode(), bytes([bits]))
         return mask(key, length, bits)
 
     def masked(self, index, name, values, bits):

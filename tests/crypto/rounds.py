@@ -9,7 +9,7 @@ import numpy as np
 from secfl.crypto.aggregation import Envelope, Finished, Running
 from secfl.crypto.identity import Directory, Identity
 from secfl.crypto.masking import Masking
-from secfl.crypto.wire import FRAME_BYTES, Phase, sign_body
+from secfl.crypto.wire import FRAME_BYTES, Phase, Reader, Roster, Signed, sign_body
 from secfl.errors import RemoteProtocolError
 from secfl.randomness import InsecureSeededRng
 from secfl.types import AGGREGATOR, ClientId, PrivatizedUpdate, RoundId, RoundSpec, SchemeSpec, VectorSpec
@@ -65,12 +65,22 @@ class Round:
     """Clients c0, c1, ... and the aggregator, between two messages of a round."""
 
     def __init__(
-        self, clients=4, threshold=3, *, vectors=SMALL, scheme=None, seed=0, round_id=1, inputs=None, **digests
+        self,
+        clients=4,
+        threshold=3,
+        *,
+        vectors=SMALL,
+        scheme=None,
+        seed=0,
+        round_id=1,
+        inputs=None,
+        **digests,
     ):
         self.scheme = scheme or Masking(threads=1)
         self.rng = InsecureSeededRng(seed)
         self.identities = {
-            ClientId(f"c{index:02d}"): Identity.generate(f"c{index:02d}", self.rng) for index in range(clients)
+            ClientId(f"c{index:02d}"): Identity.generate(f"c{index:02d}", self.rng)
+            for index in range(clients)
         }
         self.names = tuple(self.identities)
         self.directory = Directory.enroll(self.identities.values())
@@ -181,10 +191,51 @@ def resigned(case: Round, envelope: Envelope, phase: Phase, body: bytes, rest: b
     return replaced(envelope, signed.encode() + rest)
 
 
-def refusal(call: Callable[[], object]) -> RemoteProtocolError:
-    """The refusal that a call ends in."""
+def outcome(call: Callable[[], object]) -> RemoteProtocolError | None:
+    """The refusal that a call ends in, if it does. Any other exception escapes."""
     try:
         call()
     except RemoteProtocolError as error:
         return error
-    raise AssertionError("expected a refusal")
+    return None
+
+
+def refusal(call: Callable[[], object]) -> RemoteProtocolError:
+    """The refusal that a call ends in."""
+    error = outcome(call)
+    assert error is not None, "expected a refusal"
+    return error
+
+
+def roster_of(request, body_bytes, clients):
+    """The statements in an aggregator's request, by position."""
+    content = memoryview(content_of(request))
+    members = Roster.read_members(content, peer="test", clients=clients)
+    return dict(Roster.take(Reader(content, peer="test"), members=members, body_bytes=body_bytes).members)
+
+
+def request_for(requests, name):
+    return next(envelope for envelope in requests if envelope.recipient == name)
+
+
+def message_of(messages, name):
+    return next(envelope for envelope in messages if envelope.sender == name)
+
+
+def forged_request(request, members):
+    """The aggregator's request with another roster."""
+    return replaced(request, Roster(members).encode())
+
+
+def signed_part(message, body_bytes):
+    content = content_of(message)
+    return Signed(content[:body_bytes], content[body_bytes : body_bytes + 64])
+
+
+def refused(party, envelope):
+    """The refusal, after checking that it left no trace in the party."""
+    before = party.snapshot()
+    error = refusal(lambda: party.receive(envelope))
+    if not getattr(party, "evidence", ()) and not getattr(party, "conflicts", ()):
+        assert party.snapshot() == before
+    return error

@@ -162,9 +162,10 @@ def recompute(rounds, naive, case, dropped=None):
         secrets[case.index(name)] = (str(name), memory.secrets.root, memory.secrets.self_mask)
     case.finish(dropped=dropped)
     ciphertexts, inputs = {}, {}
-    members, directory = set(), {
-        case.index(e.sender) for e in case.transcript if e.payload[4] == MessageType.ADVERTISE
-    }
+    members, directory = (
+        set(),
+        {case.index(e.sender) for e in case.transcript if e.payload[4] == MessageType.ADVERTISE},
+    )
     for envelope in case.transcript:
         content, kind = rounds.content_of(envelope), envelope.payload[4]
         if kind == MessageType.SHARES:
@@ -178,14 +179,13 @@ def recompute(rounds, naive, case, dropped=None):
                 place += size
         if kind == MessageType.MASKED_INPUT:
             inputs[case.index(envelope.sender)] = content[128:]
-    checker = naive.Checker(
-        case.spec.digest(), secrets, ciphertexts=ciphertexts, members=sorted(members)
-    )
+    checker = naive.Checker(case.spec.digest(), secrets, ciphertexts=ciphertexts, members=sorted(members))
     return checker, inputs
 
 
 @pytest.mark.parametrize(
-    "dropped", [{}, {"share": {"c01"}}, {"masked-input": {"c00"}}, {"share": {"c04"}, "masked-input": {"c02"}}]
+    "dropped",
+    [{}, {"share": {"c01"}}, {"masked-input": {"c00"}}, {"share": {"c04"}, "masked-input": {"c02"}}],
 )
 def test_a_naive_computation_gives_the_same_bytes_and_the_same_sums(rounds, naive, dropped):
     case = rounds.Round(5, 3, vectors=rounds.SEVERAL, seed=9)
@@ -274,7 +274,8 @@ def test_every_other_message_type_is_refused_in_every_phase(rounds, phase, kind)
             continue
         payload = b"SFL1" + bytes([kind]) + case.spec.digest() + struct.pack("<H", index + 1) + bytes(500)
         recipient = AGGREGATOR if index == 0 else case.names[0]
-        error = rounds.refusal(lambda p=party, e=Envelope(sender, recipient, payload): p.receive(e))
+        envelope = Envelope(sender, recipient, payload)
+        error = rounds.refusal(lambda p=party, e=envelope: p.receive(e))
         assert error.peer == sender
         assert party.state == waiting
 
@@ -408,9 +409,7 @@ def test_a_restored_client_sends_the_same_input(rounds):
     """Masks are fixed by what was drawn at the start: a snapshot continues exactly, it does not redraw."""
     case = rounds.Round(3, 3)
     requests = case.requests_until("masked-input")
-    again = case.scheme.restore(
-        case.spec, directory=case.directory, snapshot=case.parties["c00"].snapshot()
-    )
+    again = case.scheme.restore(case.spec, directory=case.directory, snapshot=case.parties["c00"].snapshot())
     request = next(envelope for envelope in requests if envelope.recipient == "c00")
     assert case.parties["c00"].receive(request) == again.receive(request)
 
@@ -418,9 +417,7 @@ def test_a_restored_client_sends_the_same_input(rounds):
 def test_an_aborted_aggregator_stays_aborted(rounds):
     case = rounds.Round(3, 3)
     case.aggregator.phase_over()
-    again = case.scheme.restore(
-        case.spec, directory=case.directory, snapshot=case.aggregator.snapshot()
-    )
+    again = case.scheme.restore(case.spec, directory=case.directory, snapshot=case.aggregator.snapshot())
     assert isinstance(again.state, Aborted)
     assert isinstance(again.state.reason, BelowThreshold)
     assert str(again.state.reason) == str(case.aggregator.state.reason)
@@ -482,7 +479,14 @@ def test_cohorts_that_masking_cannot_protect_are_refused(rounds, clients, thresh
 
 @pytest.mark.parametrize(
     ("clients", "threshold", "survivors", "curious", "malicious"),
-    [(3, 3, 3, 1, 1), (4, 3, 4, 2, 1), (5, 4, 5, 3, 2), (5, 4, 4, 2, 2), (5, 3, 5, 2, 0), (64, 43, 58, 42, 21)],
+    [
+        (3, 3, 3, 1, 1),
+        (4, 3, 4, 2, 1),
+        (5, 4, 5, 3, 2),
+        (5, 4, 4, 2, 2),
+        (5, 3, 5, 2, 0),
+        (64, 43, 58, 42, 21),
+    ],
 )
 def test_the_guarantee_states_the_colluders_it_tolerates(
     rounds, clients, threshold, survivors, curious, malicious
@@ -497,9 +501,7 @@ def test_the_guarantee_states_the_colluders_it_tolerates(
     assert {"x25519-or-ml-kem-768", "aes-256", "ed25519-at-run-time", "host-not-rolled-back"} <= names
     for behaviour, limit in ((Behaviour.CURIOUS, curious), (Behaviour.MALICIOUS, malicious)):
         for colluders in (limit, limit + 1):
-            adversary = Adversary(
-                view=View.AGGREGATOR_COLLUDERS, behaviour=behaviour, colluders=colluders
-            )
+            adversary = Adversary(view=View.AGGREGATOR_COLLUDERS, behaviour=behaviour, colluders=colluders)
             sees = guarantee.visibility(adversary)
             assert sees is (Visibility.SUM if colluders <= limit else Visibility.EVERY_UPDATE)
 
@@ -518,9 +520,7 @@ def test_the_advantage_counts_every_hybrid(rounds):
     assert advantage_log2(masked) == pytest.approx(math.log2(6 + 12 + 32 + 24 + 10 + 4) - 64, abs=1e-9)
     sizes = [
         advantage_log2(
-            MaskedRound(
-                spec=case.spec, vectors=(VectorSpec(name="v", length=length, modulus_bits=32),)
-            )
+            MaskedRound(spec=case.spec, vectors=(VectorSpec(name="v", length=length, modulus_bits=32),))
         )
         for length in (1, 2**20, 2**32 - 1)
     ]
@@ -558,7 +558,9 @@ class Concatenation:
 
     def restore(self, snapshot):
         self.total = snapshot[: self.expected_size]
-        self.peers = snapshot[self.expected_size :].decode().split("|") if snapshot[self.expected_size :] else []
+        self.peers = (
+            snapshot[self.expected_size :].decode().split("|") if snapshot[self.expected_size :] else []
+        )
 
 
 @pytest.fixture
@@ -590,7 +592,10 @@ def attached(rounds):
 def test_attachments_of_the_survivors_reach_the_sink(rounds, attached):
     state = attached.finish(dropped={"masked-input": {"c02"}})
     sums = state.result.sums
-    assert sums["key"].tolist() == rounds.expected_sums(attached.vectors, attached.inputs, state.result.survivors)["key"]
+    assert (
+        sums["key"].tolist()
+        == rounds.expected_sums(attached.vectors, attached.inputs, state.result.survivors)["key"]
+    )
     assert sums["attached"].tolist() == [0 ^ 1 ^ 3, 2, 3, 4, 5 ^ 6 ^ 8]
 
 
