@@ -17,8 +17,8 @@ from typing import Final
 from secfl.crypto.aggregation import Party
 from secfl.crypto.ckks_shared_aggregator import AGGREGATOR_RECORD as SHARED_AGGREGATOR_RECORD
 from secfl.crypto.ckks_shared_aggregator import SharedKeyAggregator
-from secfl.crypto.ckks_shared_client import CLIENT_RECORD as SHARED_CLIENT_RECORD
 from secfl.crypto.ckks_shared_client import SharedKeyClient
+from secfl.crypto.ckks_shared_client_memory import CLIENT_RECORD as SHARED_CLIENT_RECORD
 from secfl.crypto.ckks_shared_messages import SharedRound
 from secfl.crypto.ckks_sum_key import SumKeyRound
 from secfl.crypto.hazmat.prg import usable_threads

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final, Self
-
-import numpy as np
 
 from secfl.crypto.aggregation import Envelope, Finished, PartyState, Running
 from secfl.crypto.attachments import Words
 from secfl.crypto.ckks_ring import CiphertextSum, Uniform, encrypt, open_sum, small_polynomial
+from secfl.crypto.ckks_shared_client_memory import ClientMemory
 from secfl.crypto.ckks_shared_messages import (
     KEY_SEED_BYTES,
     NONCE_BYTES,
@@ -34,7 +32,6 @@ from secfl.crypto.ckks_shared_messages import (
 from secfl.crypto.hazmat.ring_noise import RingNoise
 from secfl.crypto.hazmat.sealed import HYBRID_SEED_BYTES, SealingKey, derive, seal_to
 from secfl.crypto.identity import SIGNATURE_BYTES, Directory, Identity
-from secfl.crypto.snapshots import decode_record, encode_record, restoring, split_fields
 from secfl.crypto.wire import (
     AGGREGATOR_INDEX,
     MessageType,
@@ -51,11 +48,10 @@ from secfl.crypto.wire import (
 )
 from secfl.errors import LocalProtocolError, RemoteProtocolError, RoundAborted
 from secfl.randomness import Rng
-from secfl.types import AGGREGATOR, client_id, join_fields
+from secfl.types import AGGREGATOR
 
-__all__ = ["CLIENT_RECORD", "SharedKeyClient"]
+__all__ = ["SharedKeyClient"]
 
-CLIENT_RECORD: Final = "ckks-shared-client"
 _ERROR_KEY_BYTES: Final = 32
 _ACCEPTS: Final[Mapping[Phase, tuple[MessageType, ...]]] = {
     Phase.ADVERTISE: (),
@@ -64,40 +60,13 @@ _ACCEPTS: Final[Mapping[Phase, tuple[MessageType, ...]]] = {
 }
 
 
-@dataclass(slots=True, kw_only=True, repr=False)
-class _Memory:
-    """What the client remembers between two messages.
-
-    Attributes:
-        phase: What it waits for; ``None`` when finished.
-        sealing_seed: Of the key to which the round's key is sealed; empty once that was opened.
-        lead_seed: The key it deals if it is made the lead; empty once dealt.
-        nonce: Public label of its ciphertext.
-        error_key: Of the errors of its ciphertext; empty once encrypted.
-        inputs: Its vectors; ``None`` once encrypted.
-        key_seed: Of the round's key, once received.
-        advert: Its own statement of phase 1.
-        header: Its own statement of phase 3.
-    """
-
-    phase: Phase | None = Phase.ADVERTISE
-    sealing_seed: bytes
-    lead_seed: bytes
-    nonce: bytes
-    error_key: bytes
-    inputs: Mapping[str, Words] | None
-    key_seed: bytes = b""
-    advert: Signed | None = None
-    header: Signed | None = field(default=None)
-
-
 class SharedKeyClient:
     """A client's party. Build it with `create` or `restore`."""
 
     __slots__ = ("_directory", "_identity", "_index", "_memory", "_round")
 
     def __init__(
-        self, shared: SharedRound, identity: Identity, *, directory: Directory, memory: _Memory
+        self, shared: SharedRound, identity: Identity, *, directory: Directory, memory: ClientMemory
     ) -> None:
         shared.parties.check_parties(directory)
         self._round = shared
@@ -129,7 +98,7 @@ class SharedKeyClient:
             LocalProtocolError: Input, identity or directory do not match the round.
         """
         shared.parties.check_vectors(vectors)
-        memory = _Memory(
+        memory = ClientMemory(
             sealing_seed=rng.bytes(HYBRID_SEED_BYTES),
             lead_seed=rng.bytes(KEY_SEED_BYTES),
             nonce=rng.bytes(NONCE_BYTES),
@@ -353,60 +322,10 @@ class SharedKeyClient:
 
     def snapshot(self) -> bytes:
         """Everything needed to continue; see `Party.snapshot` and `secfl.crypto.snapshots`."""
-        memory = self._memory
-        inputs = b""
-        if memory.inputs is not None:
-            words = [
-                memory.inputs[vector.name].astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
-                for vector in self._round.spec.vectors
-            ]
-            inputs = join_fields(*words)
-        return encode_record(
-            CLIENT_RECORD,
-            {
-                "round": self._round.digest,
-                "identity": join_fields(self._identity.name.encode(), self._identity.seed),
-                "phase": b"" if memory.phase is None else memory.phase.encode(),
-                "sealing_seed": memory.sealing_seed,
-                "lead_seed": memory.lead_seed,
-                "nonce": memory.nonce,
-                "error_key": memory.error_key,
-                "inputs": inputs,
-                "key_seed": memory.key_seed,
-                "advert": b"" if memory.advert is None else memory.advert.encode(),
-                "header": b"" if memory.header is None else memory.header.encode(),
-            },
-        )
+        return self._memory.encode(self._round, self._identity)
 
     @classmethod
     def restore(cls, shared: SharedRound, *, directory: Directory, snapshot: bytes) -> Self:
         """Continue from `snapshot`; `LocalProtocolError` when it is damaged or of another round."""
-        record = decode_record(snapshot, CLIENT_RECORD)
-        with restoring("client"):
-            if record["round"] != shared.digest:
-                raise LocalProtocolError("snapshot: belongs to another round")
-            name, seed = split_fields(record["identity"])
-            memory = _Memory(
-                phase=Phase(record["phase"].decode()) if record["phase"] else None,
-                sealing_seed=record["sealing_seed"],
-                lead_seed=record["lead_seed"],
-                nonce=record["nonce"],
-                error_key=record["error_key"],
-                inputs=_decode_inputs(record["inputs"], shared),
-                key_seed=record["key_seed"],
-                advert=Signed.decode(record["advert"]) if record["advert"] else None,
-                header=Signed.decode(record["header"]) if record["header"] else None,
-            )
-            identity = Identity(client_id(name.decode()), seed)
+        memory, identity = ClientMemory.decode(snapshot, shared)
         return cls(shared, identity, directory=directory, memory=memory)
-
-
-def _decode_inputs(data: bytes, shared: SharedRound) -> dict[str, Words] | None:
-    if not data:
-        return None
-    inputs: dict[str, Words] = {
-        vector.name: np.frombuffer(part, vector.dtype.newbyteorder("<")).astype(vector.dtype, copy=False)
-        for vector, part in zip(shared.spec.vectors, split_fields(data), strict=True)
-    }
-    shared.parties.check_vectors(inputs)
-    return inputs
