@@ -2,8 +2,8 @@
 
 Ordinary composition theorems and FFT accountants assume that privacy parameters were fixed beforehand. When
 noise, sampling or the number of releases depend on earlier outputs, an FFT accountant's figure is not a
-guarantee. A Rényi filter is (Feldman and Zrnic 2021, "Individual Privacy Accounting via a Rényi Filter",
-Theorem 3.1; Lécuyer 2021): it refuses a release before its budget would be exceeded, and then the whole
+guarantee. A Rényi filter is (Feldman and Zrnic 2021, "Individual Privacy Accounting via a Rényi Filter";
+Lécuyer 2021): it refuses a release before its budget would be exceeded, and then the whole
 interaction satisfies the budget. The cap is the guarantee; what was spent so far is informative only.
 """
 

@@ -36,7 +36,8 @@ def share_sum_remainder(share_sigma: float, shares: int) -> float:
     """τ: largest |log ratio| per coordinate of a sum of discrete Gaussians to one of the same total σ.
 
     ``τ = 10 · Σ_{k=1}^{n-1} exp(-2π² σ_local² k/(k+1))`` with the width of a *single share* (Kairouz, Liu,
-    Steinke 2021, "The Distributed Discrete Gaussian Mechanism", Theorem 9); with the total σ it is false.
+    Steinke 2021, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
+    Aggregation"; proof in docs/privacy.md, "Sums of shares"). With the total σ in its place it is false.
     """
     return 10 * math.fsum(math.exp(-2 * math.pi**2 * share_sigma**2 * k / (k + 1)) for k in range(1, shares))
 

@@ -72,7 +72,7 @@ class _Mechanism:
     """Divergence of order α: ``α·linear + min(a(2α-1) + b, c)``, densities off by at most e^±remainder.
 
     Gaussian: 1/(2z²) (Mironov 2017, Corollary 3). zCDP: ρ (Bun and Steinke 2016, Definition 1.1). Skellam, µ
-    the variance of the sum: Agarwal, Kairouz and Liu 2021, "The Skellam Mechanism", Corollary 3.1, with
+    the variance of the sum: Agarwal, Kairouz and Liu 2021, "The Skellam Mechanism", section 3, with
     ``Δ1 <= min(sqrt(d)·Δ2, Δ2²)`` because integers are at most their squares.
     """
 
@@ -144,7 +144,8 @@ def rdp_of_leaf(leaf: Leaf, order: int) -> float:
         ε_α <= 1/(α-1) · log[(1-q)^(α-1) (1+(α-1)q) + Σ_{j=2..α} C(α,j) (1-q)^(α-j) q^j e^((j-1) ε_j)],
 
     which is exact for the Gaussian (Mironov, Talwar, Zhang 2019, section 3.3) and a bound for every mechanism
-    whose divergences are known in both directions (Zhu and Wang 2019; Steinke 2022, Theorem 38).
+    whose divergences are known in both directions (Zhu and Wang 2019, "Poisson Subsampled Rényi Differential
+    Privacy"; Steinke 2022, "Composition of Differential Privacy & Privacy Amplification by Subsampling").
 
     Raises:
         ConfigError: The order is not an integer from 2 to `LARGEST_ORDER`.

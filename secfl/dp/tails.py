@@ -11,7 +11,7 @@ def discrete_gaussian_tail(variance: float, bits: float) -> float:
     """Bound x with ``P(|X| >= x) <= 2**-bits`` for a sum X of discrete Gaussians, ``variance`` in total.
 
     The discrete Gaussian is sub-Gaussian with its own σ (Canonne, Kamath, Steinke 2020, "The Discrete
-    Gaussian for Differential Privacy", Corollary 17), hence so is a sum of independent ones.
+    Gaussian for Differential Privacy"), hence so is a sum of independent ones.
     """
     return math.sqrt(2 * variance * (bits + 1) * math.log(2))
 
