@@ -280,7 +280,9 @@ def _scenarios(draw: Any, suite: SuiteBase, dropouts: Dropouts) -> Scenario:
 
 @st.composite
 def _vectors(draw: Any, capabilities: Capabilities) -> tuple[VectorSpec, ...]:
-    names = draw(st.lists(st.sampled_from(["update", "weight", "x.y-z_1"]), min_size=1, max_size=3, unique=True))
+    names = draw(
+        st.lists(st.sampled_from(["update", "weight", "x.y-z_1"]), min_size=1, max_size=3, unique=True)
+    )
     return tuple(
         VectorSpec(
             name=name,

@@ -99,7 +99,9 @@ class CorrectnessChecks(SuiteBase):
             stage.carry(until=watch)
             result = stage.result
             assert result is not None
-            assert last.survivors == result.survivors, "the survivors were not named before the sum was opened"
+            assert last.survivors == result.survivors, (
+                "the survivors were not named before the sum was opened"
+            )
             assert len(last.inputs_digest) == 32, "no digest of the inputs before the sum was opened"
             digests.add(last.inputs_digest)
         assert len(digests) == 2, "two rounds with different inputs have one digest"
@@ -200,12 +202,8 @@ class CorrectnessChecks(SuiteBase):
             fault = list(Fault)[int(source.integers(0, len(Fault)))]
             damaged = damage(snapshot, fault, source=source, other=steps[0].snapshot)
             if damaged not in {step.snapshot for step in steps}:
-                self.refuses(
-                    f"a snapshot with {fault}", lambda: cast.restore(damaged), LocalProtocolError
-                )
-            self.refuses(
-                "a snapshot of another round", lambda: other.restore(snapshot), LocalProtocolError
-            )
+                self.refuses(f"a snapshot with {fault}", lambda: cast.restore(damaged), LocalProtocolError)
+            self.refuses("a snapshot of another round", lambda: other.restore(snapshot), LocalProtocolError)
 
         self.check_all(self.seeds(), check, times=10)
 

@@ -145,7 +145,9 @@ def _fisher_table(first: int, second: int) -> NDArray[np.float64]:
             ones = a + b
             everything = math.comb(first + second, ones)
             smallest, largest = max(0, ones - second), min(first, ones)
-            weights = {x: math.comb(first, x) * math.comb(second, ones - x) for x in range(smallest, largest + 1)}
+            weights = {
+                x: math.comb(first, x) * math.comb(second, ones - x) for x in range(smallest, largest + 1)
+            }
             low = sum(weight for x, weight in weights.items() if x <= a)
             high = sum(weight for x, weight in weights.items() if x >= a)
             table[a, b] = min(1.0, 2 * min(low, high) / everything)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, Running
 from secfl.errors import RoundAborted
@@ -120,7 +127,9 @@ class MachineChecks(SuiteBase):
                 match state:
                     case Finished(result=result):
                         assert result is not None, "the aggregator finished without a result"
-                        assert len(result.survivors) >= stage.cast.spec.threshold, "a sum of too few was opened"
+                        assert len(result.survivors) >= stage.cast.spec.threshold, (
+                            "a sum of too few was opened"
+                        )
                         assert same_sums(result, stage.cast.expected(result.survivors)), "a wrong sum"
                     case Aborted(reason=reason):
                         assert isinstance(reason, RoundAborted)

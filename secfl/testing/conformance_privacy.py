@@ -11,7 +11,13 @@ import numpy as np
 from secfl.crypto.attachments import Words
 from secfl.randomness import InsecureSeededRng
 from secfl.testing.conformance_base import Inputs, SuiteBase
-from secfl.testing.conformance_distinguishers import Alarm, compare_bits, compare_features, find_repeats, slots_of
+from secfl.testing.conformance_distinguishers import (
+    Alarm,
+    compare_bits,
+    compare_features,
+    find_repeats,
+    slots_of,
+)
 from secfl.testing.stage import Cast, Stage
 from secfl.types import ClientId, VectorSpec
 
@@ -66,7 +72,9 @@ class PrivacyChecks(SuiteBase):
         ]
         for compare in (compare_bits, compare_features):
             alarm: Alarm | None = compare(*worlds)
-            assert alarm is None, f"{alarm.where} tells two cohorts with equal sums apart, p = {alarm.p_value:.1e}"
+            assert alarm is None, (
+                f"{alarm.where} tells two cohorts with equal sums apart, p = {alarm.p_value:.1e}"
+            )
 
     def test_key_material_never_repeats(self) -> None:
         """No message holds, in two rounds with one input, the same 8 bytes where bytes vary.
@@ -156,7 +164,13 @@ def _held_by(party: object) -> Iterator[object]:
             waiting.extend(itertools.chain(thing.keys(), thing.values()))
         elif isinstance(thing, list | tuple | set | frozenset):
             waiting.extend(thing)
-        elif type(thing).__module__.partition(".")[0] not in {"builtins", "numpy", "cryptography", "tenseal", "_cffi_backend"}:
+        elif type(thing).__module__.partition(".")[0] not in {
+            "builtins",
+            "numpy",
+            "cryptography",
+            "tenseal",
+            "_cffi_backend",
+        }:
             yield thing
             waiting.extend(_fields(thing))
 

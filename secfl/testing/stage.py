@@ -13,7 +13,16 @@ from typing import Final
 
 import numpy as np
 
-from secfl.crypto.aggregation import Aborted, Envelope, Finished, Party, PartyState, RoundResult, Running, SecureAggregation
+from secfl.crypto.aggregation import (
+    Aborted,
+    Envelope,
+    Finished,
+    Party,
+    PartyState,
+    RoundResult,
+    Running,
+    SecureAggregation,
+)
 from secfl.crypto.attachments import Words
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import LocalProtocolError, RemoteProtocolError
@@ -35,9 +44,7 @@ __all__ = [
 DEFAULT_VECTORS: Final = (VectorSpec(name="update", length=5, modulus_bits=16),)
 
 
-def exact_sums(
-    vectors: Iterable[VectorSpec], inputs: Iterable[Mapping[str, Words]]
-) -> dict[str, list[int]]:
+def exact_sums(vectors: Iterable[VectorSpec], inputs: Iterable[Mapping[str, Words]]) -> dict[str, list[int]]:
     """The sums modulo ``2**modulus_bits`` in Python integers, element by element: slow and plain on purpose."""
     rows = list(inputs)
     return {

@@ -16,7 +16,13 @@ from types import MappingProxyType
 from typing import Final
 
 from secfl.crypto.aggregation import Envelope
-from secfl.crypto.ckks_shared_messages import SEALING_BODY_BYTES, SealedKey, SharedInput, SharedRound, SharedSums
+from secfl.crypto.ckks_shared_messages import (
+    SEALING_BODY_BYTES,
+    SealedKey,
+    SharedInput,
+    SharedRound,
+    SharedSums,
+)
 from secfl.crypto.ckks_sum_key import SumKeyRound
 from secfl.crypto.hazmat import merkle
 from secfl.crypto.identity import SIGNATURE_BYTES
