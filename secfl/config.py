@@ -255,6 +255,7 @@ class RunConfig(_Section):
         dropout: Chance that a client drops out of a round (simulation).
         seed: Public experiment seed; never reaches keys, noise or sampling.
         threads: Torch threads; part of the configuration, because sums of floats depend on it.
+        evaluate_every: Evaluate after every so many rounds and after the last; default 1, under private steps 20.
         references: Also train every site alone and on pooled data (simulation only).
         record: Keep every envelope as a file.
         include_images: Write previews although the images are not a phantom.
@@ -266,6 +267,7 @@ class RunConfig(_Section):
     engine: Engine = Engine.INPROCESS
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int = Field(default=2, ge=1, le=256)
+    evaluate_every: int | None = Field(default=None, ge=1)
     references: bool = False
     record: bool = False
     include_images: bool = False

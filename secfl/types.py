@@ -231,7 +231,7 @@ class ClippedUpdate:
     Attributes:
         values: int32 or int64, shape ``(d,)``.
         norm_bound: The integer G with ``sum(values**2) <= G**2``, proved in exact integers on construction.
-        clipped_fraction: Share of coordinates (or 1.0 for the L2 clip) that clipping changed; local, never sent.
+        clipped_fraction: Share of coordinates that clipping changed (1.0 after an L2 clip); never sent.
     """
 
     values: NDArray[np.int32] | NDArray[np.int64] = field(repr=False)

@@ -28,7 +28,7 @@ from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec, sen
 from secfl.federation.server_optimizer import Adam, ServerOptimizer, server_optimizer
 from secfl.federation.state import count_parameters
 from secfl.randomness import ExperimentSeed, InsecureSeededRng, Rng, SystemRng
-from secfl.segmentation.task import PatientTask, State, Task
+from secfl.segmentation.task import PatientTask, SiteMetrics, State, Task
 from secfl.types import ClientId, client_id
 
 __all__ = ["resume", "simulate"]
@@ -325,7 +325,8 @@ class _Simulation:
         self.rounds_completed = index + 1
         reports = {client.identity.name: client.report for client in clients if client.report is not None}
         error = summary.encoding_error(outcome, {name: reports[name] for name in outcome.survivors})
-        metrics = self.task_metrics()
+        evaluated = self._evaluates(index)
+        metrics = self._metrics() if evaluated else {}
         carriage = outcome.carriage
         times = Times(
             train=sum(report.train_seconds for report in reports.values()),
@@ -336,7 +337,9 @@ class _Simulation:
         )
         row: dict[str, Any] = {
             "round": index,
-            "evaluation_only": {name: evaluation.by_site(metrics, name) for name in summary.METRICS},
+            "evaluation_only": (
+                {name: evaluation.by_site(metrics, name) for name in summary.METRICS} if evaluated else None
+            ),
             "survivors": list(outcome.survivors),
             "dropped": list(dropped),
             "bytes_up": dict(sorted(carriage.bytes_up.items())),
@@ -357,23 +360,30 @@ class _Simulation:
             ),
         )
         self._forget_old_checkpoints()
-        dice = row["evaluation_only"]["dice"]["mean"]
+        dice = row["evaluation_only"]["dice"]["mean"] if evaluated else None
         self.run.log(f"round {index + 1}: Dice {dice}, survivors {len(outcome.survivors)}")
-        self.accounts.sign()
+        if evaluated:
+            self.accounts.sign()
         self.observer.round_finished(
             RoundReport(
                 round_index=index,
                 rounds=self.terms.rounds,
                 dice=dice,
                 bytes_up=sum(carriage.bytes_up.values()),
-                epsilon=self.accounts.epsilon_so_far(),
+                epsilon=self.accounts.epsilon_so_far() if evaluated else None,
                 survivors=outcome.survivors,
                 dropped=tuple(dropped),
                 seconds=times,
             )
         )
 
-    def task_metrics(self) -> dict[str, Any]:
+    def _evaluates(self, index: int) -> bool:
+        """Whether the model is evaluated, and the ledger co-signed, after this round."""
+        private = self.config.privacy.mode is DpMode.PATIENT
+        every = self.config.evaluate_every or (20 if private else 1)
+        return (index + 1) % every == 0 or index + 1 == self.terms.rounds
+
+    def _metrics(self) -> dict[str, SiteMetrics]:
         """Metrics of the current model on every site."""
         self.observer.phase("evaluating", 0, 1)
         return evaluation.evaluate(self.task, self.state)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secfl.config import DataConfig, RunConfig
+from secfl.config import DataConfig, DpMode, RunConfig
 from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.cases import Case, Dataset
@@ -20,7 +20,9 @@ from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State, Ta
 from secfl.types import join_fields
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import nn
 
     from secfl.segmentation.augmentation import Sample
@@ -94,7 +96,11 @@ class SegmentationTask:
             normalization=config.model.normalization,
         )
         self._samples: dict[str, list[Sample]] = {}
-        self._new_model()
+        model = self._new_model()
+        if config.privacy.mode is DpMode.PATIENT:
+            from secfl.segmentation.patient_gradients import refuse_mixing_layers
+
+            refuse_mixing_layers(model)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -159,6 +165,33 @@ class SegmentationTask:
             sorted(sites), self.initial_state(), first=0, epochs=epochs, total=epochs, label=label
         )
         return trained
+
+    def patients(self, site: str) -> int:
+        """Training patients of a site."""
+        return len(self._patients(site))
+
+    def patient_gradients(
+        self, site: str, state: State, chosen: NDArray[np.intp]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Unclipped gradients, one row per chosen patient; see `PatientTask.patient_gradients`."""
+        from secfl.segmentation.patient_gradients import PatientGradients
+        from secfl.segmentation.training import deterministic, samples_of
+
+        groups = self._patients(site)
+        with deterministic(self._config.threads):
+            gradients = PatientGradients(
+                self._model(state),
+                multiple=self._spec.multiple,
+                physical_batch=self._config.privacy.physical_batch,
+            )
+            yield from gradients.rows([samples_of(groups[index]) for index in chosen])
+
+    def _patients(self, site: str) -> list[list[Case]]:
+        """Training cases by patient, patients in the order of their names."""
+        groups: dict[str, list[Case]] = {}
+        for case in self._dataset.sites[site].train:
+            groups.setdefault(case.patient, []).append(case)
+        return [groups[name] for name in sorted(groups)]
 
     def evaluate(self, site: str, state: State) -> SiteMetrics:
         """Metrics of a model on a site's test images, inside the field of view."""

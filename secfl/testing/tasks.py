@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,20 @@ class LinearTask:
         """A few steps of gradient descent."""
         trained, loss = self._descend([site], state, steps=5)
         return LocalResult(state=trained, examples=self.examples(site), loss=loss)
+
+    def patients(self, site: str) -> int:
+        """Every training point is a patient."""
+        return self.examples(site)
+
+    def patient_gradients(
+        self, site: str, state: State, chosen: NDArray[np.intp]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Gradients of the squared error, one row per chosen point."""
+        points, values = self._data[site]
+        error = points[chosen] @ state["weight"].astype(np.float64) + float(state["bias"][0]) - values[chosen]
+        rows = np.concatenate([error[:, None] * points[chosen], error[:, None]], axis=1)
+        for start in range(0, len(rows), 64):
+            yield rows[start : start + 64].astype(np.float32)
 
     def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
         """Gradient descent on the pooled points."""
