@@ -107,7 +107,7 @@ class ProgressObserver:
 
 
 def _introduction(info: RunInfo) -> list[str]:
-    key = "" if info.key_mode in ("none", "pairwise") else f" ({info.key_mode} key)"
+    key = "" if info.key_mode in ("none", "pairwise") else f" ({info.key_mode})"
     lines = [
         f"{len(info.sites)} sites: {', '.join(info.sites)}",
         f"{info.parameters:,} parameters, added with {info.scheme}{key}, threshold {info.threshold}",

@@ -29,7 +29,7 @@ def print_summary(summary: Mapping[str, Any], run: Path, *, console: Console | N
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     time, codec, scheme = summary["time_s"], summary["codec"], summary["secure_agg"]
     bytes_up = summary["bytes_per_parameter"]["up"]
-    key = "" if scheme["key_mode"] in ("none", "pairwise") else f", {scheme['key_mode']} key"
+    key = "" if scheme["key_mode"] in ("none", "pairwise") else f" ({scheme['key_mode']})"
     parts = ", ".join(f"{name} {time[name]:.1f}" for name in ("train", "protect", "aggregate", "open"))
     rounds = f"{summary['rounds_completed']} of {summary['rounds_planned']}, {summary['stopped_because']}"
     upload = f"{bytes_up:.2f} bytes per parameter and round, {summary['megabytes']['up']:.1f} MB in all"

@@ -56,7 +56,7 @@ def test_lines_elsewhere_than_in_a_terminal():
     assert "\x1b" not in text
     assert text.splitlines() == [
         "3 sites: STARE, CHASE_DB1, HRF",
-        "123,456 parameters, added with ckks (sum-key key), threshold 3",
+        "123,456 parameters, added with ckks (sum-key), threshold 3",
         "run: runs/one",
         "a [bold] word",
         "round 1/4  Dice 0.500  2.0 MB up  ε -  4.0 s",

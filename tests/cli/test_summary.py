@@ -79,7 +79,7 @@ def test_the_facts_are_there():
     for fact in (
         "123,456 parameters, SHA-256 abababababababab…",
         "4 of 5, all rounds are done; drop-outs: 1",
-        "ckks, shared key, threshold 3",
+        "ckks (shared), threshold 3",
         "4.06 bytes per parameter and round, 7.5 MB in all",
         "18 bits, 1.23% clipped, relative error 4.2e-04",
         "train 20.0, protect 0.5, aggregate 0.1, open 0.2; total 25.0, protection 3.2%",
