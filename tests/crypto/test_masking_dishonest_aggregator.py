@@ -336,6 +336,25 @@ def test_a_clients_own_key_is_not_replaced_by_an_older_one(rounds):
     assert error.reason == "replaced the advertise message of c00"
 
 
+def test_a_clients_own_deal_is_not_replaced_by_another(rounds):
+    """The twin of a client that was wrongly started twice dealt other secrets, validly signed."""
+    case = rounds.Round(4, 3)
+    request = rounds.request_for(case.requests_until("share"), "c00")
+    twin = case.scheme.restore(case.spec, directory=case.directory, snapshot=case.parties["c00"].snapshot())
+    (other,) = twin.receive(request)
+    content = rounds.content_of(request)
+    messages = [case.parties["c00"].receive(request)[0]]
+    for name in case.names[1:]:
+        again = Envelope(AGGREGATOR, name, request.payload[:FRAME_BYTES] + content)
+        messages += case.parties[name].receive(again)
+    request = rounds.request_for(case.collect(messages), "c00")
+    delivery = Delivery.decode(memoryview(rounds.content_of(request)), peer="test", recipient=0, clients=4)
+    deals = Roster(dict(delivery.deals.members) | {0: rounds.signed_part(other, Deal.SIZE)})
+    forged = rounds.replaced(request, Delivery(deals=deals, parcels=delivery.parcels).encode())
+    error = rounds.refused(case.parties["c00"], forged)
+    assert (error.peer, error.reason) == (AGGREGATOR, "replaced the share message of c00")
+
+
 def test_two_directories_are_noticed(rounds):
     case = rounds.Round(5, 3)
     requests = case.requests_until("share")
