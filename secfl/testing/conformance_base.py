@@ -215,6 +215,7 @@ class SuiteBase(abc.ABC):
             database=settings.default.database if self.shrink and settings.default else None,
             verbosity=Verbosity.normal if self.shrink else Verbosity.quiet,
             report_multiple_bugs=False,
+                derandomize=not self.shrink,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         )
         rules(given(strategy)(check))()

@@ -47,6 +47,7 @@ class MachineChecks(SuiteBase):
                 database=settings.default.database if self.shrink and settings.default else None,
                 verbosity=Verbosity.normal if self.shrink else Verbosity.quiet,
                 report_multiple_bugs=False,
+                derandomize=not self.shrink,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
             ),
         )
@@ -77,10 +78,10 @@ class MachineChecks(SuiteBase):
                 if self.stage.in_flight:
                     self.stage.deliver(place % len(self.stage.in_flight))
 
-            @rule()
-            def deliver_all(self) -> None:
-                """Everything that is in flight arrives."""
-                for _ in range(len(self.stage.in_flight)):
+            @rule(share=st.integers(1, 4))
+            def deliver_many(self, share: int) -> None:
+                """A part of what is in flight arrives, or all of it."""
+                for _ in range(-(-len(self.stage.in_flight) * share // 4)):
                     self.stage.deliver()
 
             @precondition(lambda _: dropouts)

@@ -1,6 +1,7 @@
 """Every scheme of secfl passes the shipped suite."""
 
 import numpy as np
+import pytest
 
 from secfl.crypto.ckks import Ckks
 from secfl.crypto.masking import Masking
@@ -22,6 +23,8 @@ MASKING_PHASES = tuple(
 
 
 class WithSecflsWireFormat(SecureAggregationConformance):
+    examples = 8
+
     def reseal(self, cast, envelope, source: np.random.Generator):
         return reseal(cast, envelope, list(Repair)[int(source.integers(1, len(Repair)))])
 
@@ -75,3 +78,21 @@ class TestCkksShared(WithSecflsWireFormat):
 
     def scheme_spec(self):
         return SchemeSpec(name="ckks", parameters=(("key_mode", "shared"),))
+
+
+@pytest.mark.slow
+class TestMaskingThoroughly(TestMasking):
+    examples = 150
+    collision_rounds = 512
+
+
+@pytest.mark.slow
+class TestCkksSumKeyThoroughly(TestCkksSumKey):
+    examples = 60
+    collision_rounds = 128
+
+
+@pytest.mark.slow
+class TestCkksSharedThoroughly(TestCkksShared):
+    examples = 60
+    collision_rounds = 128
