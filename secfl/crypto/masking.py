@@ -66,20 +66,25 @@ MASKING_ASSUMPTIONS: Final = (
     ),
     Assumption(
         name="authenticated-manifest",
-        statement="Every client pinned the true manifest of identities before the run, not through the "
-        "aggregator.",
+        statement=(
+            "Every client pinned the true manifest of identities before the run, not through the aggregator."
+        ),
         post_quantum=True,
     ),
     Assumption(
         name="honest-quorum",
-        statement="Apart from the stated number of colluders, clients follow the protocol; against a "
-        "malicious aggregator at least t of them do.",
+        statement=(
+            "Apart from the stated number of colluders, clients follow the protocol; against a malicious "
+            "aggregator at least t of them do."
+        ),
         post_quantum=True,
     ),
     Assumption(
         name="host-not-rolled-back",
-        statement="No honest client's host is set back to an earlier state together with its journal; one that "
-        "is counts as a colluder.",
+        statement=(
+            "No honest client's host is set back to an earlier state together with its journal; one that is "
+            "counts as a colluder."
+        ),
         post_quantum=True,
     ),
 )
@@ -91,9 +96,10 @@ def advantage_log2(masked: MaskedRound) -> float:
     For an adversary that spends at most W = 2^64 operations on the round, the hybrid argument replaces, one
     after the other, with n clients, P = n(n-1)/2 pairs and V vectors:
 
-    * P pair secrets and n(n-1) sealed boxes, each a hybrid KEM of at least 128 bits: W/2^128 each;
-    * 2n + P + n derived-key trees (root, self mask, pairs, escrows) and their commitments, counted as one
-      128-bit instance for each key or commitment derived: 8n + n(n-1)·2 + (P + n)·V, W/2^128 each;
+    * P pair secrets and n(n-1) sealed boxes: the hybrid KEM of each, and the KDF or cipher that it keys,
+      2·(P + n(n-1)) instances of at least 128 bits: W/2^128 each;
+    * the values derived from roots, self-mask seeds and shares: at most 8 a client (keys and commitments),
+      2n(n-1) commitments to shares and (P + n)·V mask keys: W/2^128 each;
     * n escrows under AES-256-GCM: W/2^128 each;
     * (P + n)·V mask streams of B blocks: W/2^256 each, and B^2/2^129 for AES being a permutation.
 
@@ -102,7 +108,9 @@ def advantage_log2(masked: MaskedRound) -> float:
     clients = len(masked.spec.cohort)
     pairs = clients * (clients - 1) // 2
     streams = (pairs + clients) * len(masked.vectors)
-    instances = pairs + 2 * pairs + 8 * clients + 4 * pairs + streams + clients
+    agreed = 2 * (pairs + 2 * pairs)
+    derived = 8 * clients + 4 * pairs + streams
+    instances = agreed + derived + clients
     total = instances * 2.0 ** (ADVERSARY_WORK_LOG2 - 128)
     for vector in masked.vectors:
         blocks = masked.masked_length(vector) * vector.dtype.itemsize / 16 + 1
@@ -192,17 +200,16 @@ class Masking:
     def restore(self, spec: RoundSpec, *, directory: Directory, snapshot: bytes) -> Party:
         """Continue a party; see `SecureAggregation.restore`."""
         masked = self._round(spec)
-        match record_kind(snapshot):
-            case _ as kind if kind == CLIENT_RECORD:
-                return MaskingClient.restore(
-                    masked, directory=directory, snapshot=snapshot, threads=self._threads
-                )
-            case _ as kind if kind == AGGREGATOR_RECORD:
-                return MaskingAggregator.restore(
-                    masked, directory=directory, snapshot=snapshot, threads=self._threads
-                )
-            case _:
-                raise LocalProtocolError("snapshot: not one of a party of masking")
+        kind = record_kind(snapshot)
+        if kind == CLIENT_RECORD:
+            return MaskingClient.restore(
+                masked, directory=directory, snapshot=snapshot, threads=self._threads
+            )
+        if kind == AGGREGATOR_RECORD:
+            return MaskingAggregator.restore(
+                masked, directory=directory, snapshot=snapshot, threads=self._threads
+            )
+        raise LocalProtocolError("snapshot: not one of a party of masking")
 
     def guarantee(self, spec: RoundSpec, *, survivors: int) -> Guarantee:
         """What each adversary sees; see `masking_guarantee`."""
