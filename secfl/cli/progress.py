@@ -77,6 +77,7 @@ class ProgressObserver:
         self._progress = progress
         self._rounds: TaskID | None = None
         self._work = progress.add_task("starting", total=1, visible=False, facts="")
+        self._at_hand = ""
         self._bytes_up = 0
 
     def run_started(self, info: RunInfo) -> None:
@@ -89,9 +90,10 @@ class ProgressObserver:
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Move the bar of the work at hand."""
-        self._progress.update(
-            self._work, description=escape(name), completed=done, total=max(total, 1), visible=done < total
-        )
+        if name != self._at_hand:
+            self._at_hand = name
+            self._progress.reset(self._work, description=escape(name))
+        self._progress.update(self._work, completed=done, total=max(total, 1), visible=done < total)
 
     def round_finished(self, report: RoundReport) -> None:
         """Move the bar of rounds."""
