@@ -63,7 +63,7 @@ peers: setup ## Install the frameworks that the benchmarks compare with, each in
 	.peers/flower/bin/python -m pip install --quiet --constraint constraints.txt flwr
 	"$(PYTHON)" -m venv .peers/nvflare
 	.peers/nvflare/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
-	.peers/nvflare/bin/python -m pip install --quiet "nvflare>=2.9" tenseal
+	.peers/nvflare/bin/python -m pip install --quiet nvflare==2.9.0 $$(grep ^tenseal== constraints.txt)
 
 docs: ## Render the documentation into build/site
 	"$(PYTHON)" -m venv .venv-docs

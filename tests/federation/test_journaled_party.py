@@ -91,9 +91,11 @@ class TestProcessesThatDie:
     def test_wherever_one_is_killed_it_never_says_two_things(self, tmp_path, scheme):
         outcomes = set()
         # One round has 26 to 30 calls of fsync; the last kills do not happen.
+        step = 1 if scheme == "masking" else 4
         for kill in [
-            *(("fsync", call, moment) for call in range(1, 32) for moment in ("before", "after")),
-            *(("pwrite", call, "during") for call in range(1, 60, 1 if scheme == "masking" else 7)),
+            *(("fsync", call, moment) for call in range(1, 32, step) for moment in ("before", "after")),
+            *(("pwrite", call, "during") for call in range(2, 60, 2 * step)),
+            ("fsync", 99, "before"),
         ]:
             folder = tmp_path / "-".join(map(str, kill))
             folder.mkdir()
