@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secfl.dp.accounting import Relation, epsilon
-from secfl.dp.events import DpEvent, SelfComposed
+from secfl.dp.events import DpEvent, Gaussian, NoOp, SelfComposed
 from secfl.dp.rdp import LARGEST_ORDER, rdp_curve
 from secfl.errors import BudgetExhausted, ConfigError, UnsupportedEvent
 from secfl.guarantees import Behaviour
@@ -23,9 +23,21 @@ from secfl.guarantees import Behaviour
 __all__ = ["Budget", "Charge", "Meter", "suggested_order"]
 
 
-def suggested_order(epsilon: float, delta: float) -> int:
-    """The integer Rényi order that leaves an unsampled Gaussian the most room: about 1 + 2·ln(1/δ)/ε."""
-    return max(2, min(LARGEST_ORDER, round(1 + 2 * math.log(1 / delta) / epsilon)))
+def suggested_order(epsilon: float, delta: float, *, planned: DpEvent | None = None) -> int:
+    """The Rényi order at which the most releases fit into (ε, δ).
+
+    Args:
+        epsilon: Of the budget.
+        delta: Of the budget.
+        planned: What is expected to be released; by default Gaussians without sampling. Sampled releases
+            with little noise need a smaller order.
+    """
+    event = Gaussian(1.0) if planned is None else planned
+
+    def releases(order: int) -> float:
+        return (epsilon - _conversion(order, delta)) / max(_divergence(event, order), 1e-300)
+
+    return max(range(2, 257), key=releases)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +116,9 @@ class Meter:
         self._exceeds: int | None = None  # one that is known not to
 
     def add(self, charge: Charge, count: int = 1) -> None:
-        """Record a release, whether or not it fits. A negative count takes releases back."""
+        """Record a release, whether or not it fits."""
+        if isinstance(charge.event, NoOp):
+            return
         self._counts[charge] = self._counts.get(charge, 0) + count
         self._error += count * charge.error
         if self._budget.order is not None:
@@ -144,9 +158,7 @@ class Meter:
         if rest <= 0:
             return False
         total = self._divergence + _divergence(charge.event, order)
-        # Canonne, Kamath and Steinke 2020, Proposition 12, at the one order.
-        reached = total + math.log1p(-1 / order) - (math.log(rest) + math.log(order)) / (order - 1)
-        return reached <= self._budget.epsilon
+        return total + _conversion(order, rest) <= self._budget.epsilon
 
     def _fits_repeated(self, charge: Charge, count: int) -> bool:
         """Whether ``count`` releases fit; probes doubling counts, so that most calls need no accountant."""
@@ -160,6 +172,11 @@ class Meter:
                     break
                 self._exceeds = candidate if self._exceeds is None else min(self._exceeds, candidate)
         return count <= self._fits
+
+
+def _conversion(order: int, delta: float) -> float:
+    """What ε at δ adds to a Rényi divergence: Canonne, Kamath and Steinke 2020, Proposition 12."""
+    return math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
 
 
 def _divergence(event: DpEvent, order: int) -> float:

@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from secfl.crypto.identity import Identity
-from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError
-from secfl.guarantees import Guarantee
+from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError, PrivacyError
+from secfl.guarantees import Adversary, Guarantee
 from secfl.ledger.accounts import Account
 from secfl.ledger.canonical import canonical
 from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness, collect_signatures
@@ -35,10 +35,11 @@ from secfl.ledger.entry import (
     guarantee_to_json,
 )
 from secfl.ledger.events import Event
+from secfl.ledger.sights import sampler_error
 from secfl.ledger.state import LedgerState, Reservation, Terms, check_terms
 from secfl.ledger.statement import Statement
 from secfl.ledger.storage import LedgerFile
-from secfl.ledger.views import planned_charge, statements
+from secfl.ledger.views import planned_charge, statements, statements_about
 from secfl.ledger.writing import check_account, check_resumable, make_entry, meter_of, recover
 from secfl.types import join_fields
 
@@ -250,6 +251,7 @@ class PrivacyLedger:
             total_variation: Distance of all drawn noise of this round from the ideal noise.
 
         Raises:
+            PrivacyError: There is a budget, and the noise was further from ideal than reserved.
             LocalProtocolError: The reservation was settled otherwise before (the same commit again is fine), or
                 the survivors are too few or not of the cohort.
         """
@@ -265,6 +267,7 @@ class PrivacyLedger:
             if list(done.survivors) == body["survivors"] and done.sum_digest == sum_digest:
                 return
             raise LocalProtocolError(f"round {reservation.round_id}: committed before with another result")
+        self._check_variation(reservation, total_variation)
         self._append((EntryType.COMMIT, body))
 
     def abort(self, reservation: Reservation, *, exposure: Exposure, reason: str) -> None:
@@ -305,6 +308,10 @@ class PrivacyLedger:
         """One row per adversary, as things stand; see `secfl.ledger.views.statements`."""
         return statements(self._state, delta)
 
+    def statement(self, adversary: Adversary, delta: float | None = None) -> Statement:
+        """One adversary's row, which is quicker than all; that of the first site where sites differ."""
+        return statements_about(self._state, [adversary], delta)[0]
+
     def release(self) -> None:
         """Stop writing without closing the ledger: the run can be resumed."""
         self._file.release()
@@ -316,6 +323,14 @@ class PrivacyLedger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+    def _check_variation(self, reservation: Reservation, total_variation: float) -> None:
+        """What a budget was charged for must not grow afterwards."""
+        if self.header.budget is None and self._account is None:
+            return
+        terms = self._state.terms[self._state.reservations[reservation.index].terms]
+        if total_variation > sampler_error(terms.event) * (1 + 1e-9):
+            raise PrivacyError("commit: total_variation exceeds what the event's sampler_error reserved")
 
     def _find_terms(self, wanted: Mapping[str, Any]) -> int | None:
         latest = self._state.latest_terms
@@ -372,6 +387,7 @@ class PrivacyLedger:
 
         Entries that were accepted are written even if a later one is refused: the file follows the state.
         """
+        self._file.require_held()
         time = self._clock() if time is None else time
         lines: list[bytes] = []
         try:

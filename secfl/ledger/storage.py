@@ -89,6 +89,11 @@ class LedgerFile:
         _write_all(descriptor, data)
         os.fsync(descriptor)
 
+    def require_held(self) -> None:
+        """`LocalProtocolError` after `release`."""
+        if not self._lock.is_locked:
+            raise LocalProtocolError(f"{self._path}: the ledger was released")
+
     def release(self) -> None:
         """Close the file and let others write. The lock file stays: removing it would race."""
         if self._descriptor is not None:
@@ -105,8 +110,7 @@ class LedgerFile:
         self.release()
 
     def _open(self) -> int:
-        if not self._lock.is_locked:
-            raise LocalProtocolError(f"{self._path}: the ledger was released")
+        self.require_held()
         if self._descriptor is None:
             flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
             self._descriptor = os.open(self._path, flags)

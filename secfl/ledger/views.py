@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
-from secfl.dp.accounting import Accountant, Relation, epsilon, epsilon_reference
+from secfl.dp.accounting import Accountant, Relation, epsilon, epsilon_reference, with_sampler_error
 from secfl.dp.events import DpEvent, NoOp, SelfComposed, compose
 from secfl.errors import ConfigError, UnsupportedEvent
 from secfl.guarantees import Adversary, Assumption, Behaviour, View, Visibility
@@ -209,20 +209,11 @@ def _with_error(
     ``error`` bounds how far what the adversary sees is from what the event says, in total variation and in
     distinguishing advantage, summed over rounds.
     """
-    found = epsilon(event, delta=delta, relation=relation, accountant=accountant)
-    if error == 0:
-        return found
-    for _ in range(8):
-        trial = found + 1e-6
-        if trial > 600:
-            return math.inf
-        rest = delta - (1 + math.exp(trial)) * error
-        if rest <= 0:
-            return math.inf
-        found = epsilon(event, delta=rest, relation=relation, accountant=accountant)
-        if found <= trial:
-            return found
-    return math.inf
+
+    def ideal(remaining: float) -> float:
+        return epsilon(event, delta=remaining, relation=relation, accountant=accountant)
+
+    return with_sampler_error(ideal, delta, error)
 
 
 def _sites(header: RunHeader, found: Iterable[Release]) -> tuple[str | None, ...]:

@@ -215,7 +215,8 @@ def check_terms(index, body, header):
             or header["relation"] is None
             or leaf["shares"] > n
             or (leaf["placement"] != "distributed" and leaf["shares"] != 1)
-            or (rates is not None and (set(rates) != set(header["keys"]) or max(rates.values()) != leaf["sampling_rate"]))
+            or (rates is not None and set(rates) != set(header["keys"]))
+            or (rates is not None and max(rates.values()) != leaf["sampling_rate"])
             or (leaf["sampling"] == "none" and (leaf["sampling_rate"] != 1 or rates is not None))
             or (leaf["sampling"] == "poisson" and (header["relation"] == "replace_one" or header["unit"] == "client"))
             or (leaf["family"] != "gaussian" and leaf["sensitivity"] != int(leaf["sensitivity"]))
