@@ -39,6 +39,8 @@ SMALLEST_FFT_DELTA: Final = 1e-12
 """Below it, the rounding errors of the FFT are no longer small beside δ."""
 
 _LIBRARY_INTERVAL: Final = 2e-4  # dp-accounting rounds privacy losses to the pessimistic side of this grid
+_HUGE: Final = 2000.0
+_ROUGH_ORDERS: Final = (2, 3, 4, 8, 16)
 _DISTINCT: Final = 128  # more distinct mechanisms than this are merged, each to a worse one
 
 
@@ -128,17 +130,31 @@ def epsilon(
             sampling, an accountant that does not cover an event.
         ConfigError: δ out of range.
     """
-    _check_delta(delta)
     counts = leaves(event)
     if relation is Relation.REPLACE_ONE and any(leaf.sampling_probability < 1 for leaf in counts):
         raise UnsupportedEvent("replace-one neighbours under Poisson sampling")
+    return _epsilon_of_leaves(counts, delta, accountant)
+
+
+def _epsilon_of_leaves(counts: Mapping[Leaf, int], delta: float, accountant: Accountant) -> float:
+    _check_delta(delta)
     flat = _flatten(counts)
     if flat.infinite:
         return math.inf
     if not counts:
         return 0.0
     chosen = _choose(accountant, flat, delta)
+    if accountant is Accountant.AUTO and chosen is Accountant.PLD:
+        # Both are bounds. A huge Rényi figure is not worth a large FFT.
+        by_order = _proved(counts, flat, delta, Accountant.RDP)
+        if rdp_to_epsilon(curve_of_leaves(counts, _ROUGH_ORDERS), delta) > _HUGE:
+            return by_order
+        return min(by_order, _proved(counts, flat, delta, chosen))
+    return _proved(counts, flat, delta, chosen)
 
+
+def _proved(counts: Mapping[Leaf, int], flat: _Flat, delta: float, chosen: Accountant) -> float:
+    """ε by one accountant, with all remainders."""
     slope = linear_slope(counts) if chosen is Accountant.RDP else None
     curve = curve_of_leaves(counts) if chosen is Accountant.RDP and slope is None else {}
 
@@ -200,19 +216,16 @@ def epsilon_reference(event: DpEvent, *, delta: float) -> float:
 
     Integer noise counts as a Gaussian of the same width; zCDP has no such figure and is refused.
     """
-    _check_delta(delta)
-    gaussians: dict[tuple[float, float], int] = {}
+    counts: dict[Leaf, int] = {}
     for leaf, count in leaves(event).items():
         mechanism = leaf.mechanism
-        if isinstance(mechanism, NonPrivate):
-            return math.inf
-        if not isinstance(mechanism, Gaussian | IntegerNoise):
+        seen = leaf
+        if isinstance(mechanism, IntegerNoise):
+            seen = Leaf(Gaussian(mechanism.noise_multiplier), leaf.sampling_probability)
+        elif not isinstance(mechanism, Gaussian | NonPrivate):
             raise UnsupportedEvent(f"{type(mechanism).__name__}: has no Gaussian reference")
-        key = (mechanism.noise_multiplier, leaf.sampling_probability)
-        gaussians[key] = gaussians.get(key, 0) + count
-    flat = tuple(sorted((z, q, count) for (z, q), count in gaussians.items()))
-    sampled = any(rate < 1 for _, rate, _ in flat)
-    return _gaussian_epsilon(flat, delta, Accountant.PLD if sampled else Accountant.EXACT)
+        counts[seen] = counts.get(seen, 0) + count
+    return _epsilon_of_leaves(counts, delta, Accountant.AUTO)
 
 
 def _check_delta(delta: float) -> None:

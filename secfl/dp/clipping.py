@@ -118,15 +118,18 @@ class GridClip:
         if vector.shape != (self.dimension,):
             raise LocalProtocolError(f"clipping: expected {self.dimension} coordinates, got {vector.shape}")
         values = vector.astype(np.float64)
-        if not np.isfinite(values).all():
-            values = np.zeros(self.dimension)
+        # NaN and infinity reach the extremes.
+        if not (math.isfinite(float(values.max())) and math.isfinite(float(values.min()))):
+            values[:] = 0.0
         whole = np.empty(self.length, dtype=np.int32)
         start = scaled = 0
         for group in self.groups:
             part = values[start : start + group.size]
             scale, clipped = _scale(part, group)
             scaled += clipped
-            whole[start : start + group.size] = np.rint(part * scale)
+            part *= scale
+            np.rint(part, out=part)
+            whole[start : start + group.size] = part
             start += group.size
         if self.bit_slot:
             whole[-1] = self.bit_slot if scaled == 0 else -self.bit_slot
@@ -145,11 +148,13 @@ class GridClip:
 
 def _scale(part: NDArray[np.float64], group: ClipGroup) -> tuple[float, int]:
     """Factor from real to grid units, and 1 if the group was longer than its clip."""
-    largest = float(np.abs(part).max())
+    largest = max(float(part.max()), -float(part.min()))
     if largest == 0:
         return 0.0, 0
-    # The largest coordinate is taken out first, so that squares neither overflow nor vanish.
-    norm = largest * math.sqrt(float(np.sum((part / largest) ** 2)))
+    if 1e-140 < largest < 1e140:
+        norm = math.sqrt(float(np.einsum("i,i", part, part)))
+    else:  # squares would overflow or vanish: take the largest coordinate out first
+        norm = largest * math.sqrt(float(np.sum((part / largest) ** 2)))
     clipped = norm > group.clip_norm
     if norm / group.step <= group.real_bound:
         return 1 / group.step, 0

@@ -22,7 +22,7 @@ __all__ = ["ComposedLoss", "compose_gaussians"]
 
 _TAIL: Final = 1e-22  # mass of one distribution's tail that is moved to infinite loss
 _WRAP: Final = 1e-18  # mass that may leave the circle of the FFT
-_FINEST: Final = 2.0**-16
+_FINEST: Final = 2.0**-26
 _COARSEST: Final = 2.0**-11  # about 5e-4
 _MOST_POINTS: Final = 1 << 22
 
@@ -57,8 +57,9 @@ def _connect(
     ``a + b = p`` and ``a e^(-l) + b e^(-l-h) = q``, hence ``b = (p - e^l q) / (1 - e^(-h))``.
     """
     low = interval * (first + np.arange(p.size))
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaled = np.exp(low + np.log(np.maximum(q, 1e-320)))
+    # Where Q has no mass that a double can hold, all of P goes to the right end: the pessimistic one.
+    held = q > 1e-290
+    scaled = np.exp(np.where(held, low, -np.inf) + np.log(np.where(held, q, 1.0)))
     right = np.clip((p - scaled) / -math.expm1(-interval), 0.0, p)
     mass = np.zeros(p.size + 1)
     mass[:-1] += p - right

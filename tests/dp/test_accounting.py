@@ -268,6 +268,21 @@ def test_fft_accountants_are_refused_below_their_precision(accountant):
     assert epsilon(sgd(1.0), delta=1e-13) == epsilon(sgd(1.0), delta=1e-13, accountant=Accountant.RDP)
 
 
+@pytest.mark.parametrize("z", [0.01, 0.1])
+@pytest.mark.parametrize("steps", [1, 1000, 10**6])
+def test_hardly_any_noise_gives_a_large_number_quickly(z, steps):
+    figure = epsilon(sgd(z, steps=steps), delta=1e-5)
+    assert figure > 50
+    assert figure >= epsilon_reference(sgd(z * 1.01, steps=steps), delta=1e-5)
+
+
+@pytest.mark.parametrize(("z", "rate", "steps"), [(100.0, 1e-3, 10**7), (1000.0, 1e-3, 10**7)])
+def test_tiny_losses_are_resolved_by_the_grid(z, rate, steps):
+    """The sum of many tiny losses is Gaussian with variance T q²/z² (GDP limit, Bu et al. 2020)."""
+    limit = analytic_gaussian_epsilon(1e-5, z / rate / math.sqrt(steps))
+    assert epsilon(sgd(z, rate, steps), delta=1e-5) == pytest.approx(limit, rel=0.02)
+
+
 def test_small_delta_never_gives_a_smaller_epsilon():
     figures = [epsilon(sgd(1.0), delta=10.0**-k) for k in range(3, 16)]
     assert figures == sorted(figures)

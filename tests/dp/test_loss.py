@@ -70,6 +70,18 @@ def test_epsilon_is_the_smallest_that_delta_allows():
     assert composed.delta(1e6) > 0
 
 
+def test_mass_that_a_double_cannot_hold_goes_to_the_larger_loss():
+    """At z = 0.02 the Q-mass of likely losses is below 1e-308: the bound must stay above the closed form."""
+    z, rate = 0.02, 0.3
+    composed = compose_gaussians(((z, rate, 1),))
+    for epsilon in (1000.0, 1200.0, 1250.0, 1300.0):
+        x = 0.5 + z * z * (epsilon - math.log(rate))
+        true = rate * stats.norm.sf((x - 1) / z) - math.exp(
+            epsilon / 2 + stats.norm.logsf(x / z) + epsilon / 2
+        )
+        assert composed.delta(epsilon) >= true * (1 - 1e-9) > 0
+
+
 def test_far_too_little_noise_is_refused_rather_than_approximated():
     with pytest.raises(UnsupportedEvent, match="too little noise"):
         _gaussian_losses(0.01, 1.0, 2.0**-11)
