@@ -6,12 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from secfl.dp.accounting import Accountant
+from secfl.dp.accounting import Accountant, Relation
 from secfl.dp.effective import z_broken
+from secfl.dp.integer import SMALLEST_SHARE
+from secfl.dp.noise import NoiseFamily
 from secfl.dp.plan import PrivacyPlan, Schedule
-from secfl.guarantees import Adversary, Behaviour, View
+from secfl.guarantees import Adversary, Behaviour, UnitOfPrivacy, View
 
-__all__ = ["ViewRow", "plan_table"]
+__all__ = ["ViewRow", "plan_table", "what_if_plan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,57 @@ class ViewRow:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def what_if_plan(
+    *,
+    clients: int,
+    steps: int,
+    noise_multiplier: float,
+    delta: float,
+    sampling_rate: float = 1.0,
+    unit: UnitOfPrivacy = UnitOfPrivacy.PATIENT,
+    threshold: int | None = None,
+    family: NoiseFamily = NoiseFamily.DISCRETE_GAUSSIAN,
+    parameters: int = 1_000_000,
+) -> PrivacyPlan:
+    """A plan for a question: what is not asked about gets the values that a run would choose.
+
+    Args:
+        clients: n.
+        steps: T, sums with noise over the run.
+        noise_multiplier: z.
+        delta: δ of the run.
+        sampling_rate: q; 1 for client level.
+        unit: Patient or client.
+        threshold: t; default ``max(3, floor(2n/3) + 1)``, at most n.
+        family: Noise family.
+        parameters: d; it matters little.
+
+    Raises:
+        ConfigError: Numbers out of range or combinations that cannot be carried out.
+    """
+    usual = min(clients, max(3, 2 * clients // 3 + 1))
+    # Rounding errors stay far below the noise, and shares are wide enough to be accounted.
+    grid_norm = max(4096, math.ceil(2 * math.sqrt(parameters)))
+    if noise_multiplier > 0:
+        grid_norm = max(
+            grid_norm, math.ceil(2 * SMALLEST_SHARE * math.sqrt(max(1, clients)) / noise_multiplier)
+        )
+    return PrivacyPlan(
+        unit=unit,
+        relation=Relation.ZERO_OUT if unit is UnitOfPrivacy.CLIENT else Relation.ADD_REMOVE,
+        clip_norm=1.0,
+        grid_norm=grid_norm,
+        dimension=parameters,
+        noise_multiplier=noise_multiplier,
+        releases=steps,
+        cohort_size=clients,
+        threshold=usual if threshold is None else threshold,
+        delta=delta,
+        sampling_rate=sampling_rate,
+        family=family,
+    )
 
 
 def plan_table(plan: PrivacyPlan, *, accountant: Accountant = Accountant.AUTO) -> list[ViewRow]:

@@ -10,7 +10,7 @@ from secfl.dp.accounting import Accountant, Relation, epsilon
 from secfl.dp.events import Composed, IntegerNoise, PoissonSampled, SelfComposed, leaves
 from secfl.dp.noise import NoiseFamily, integer_sampler
 from secfl.dp.plan import PrivacyPlan, Rounding, Schedule, modulus_bits
-from secfl.dp.what_if import plan_table
+from secfl.dp.what_if import plan_table, what_if_plan
 from secfl.errors import ConfigError, PrivacyError
 from secfl.guarantees import Behaviour, UnitOfPrivacy, View
 
@@ -95,6 +95,28 @@ def test_own_noise_protects_the_same_in_every_view():
 def test_an_unprovable_epsilon_is_null_in_json():
     rows = plan_table(plan(family=NoiseFamily.SKELLAM, noise_multiplier=0.5))
     assert rows[-1].to_dict()["epsilon"] is None
+
+
+def test_a_question_gets_the_values_that_a_run_would_choose():
+    asked = what_if_plan(clients=5, sampling_rate=0.04, steps=500, noise_multiplier=1.0, delta=1e-5)
+    assert (asked.threshold, asked.cohort_size, asked.shares) == (4, 5, 5)
+    figures = [row.epsilon_reference for row in plan_table(asked) if row.adversary.colluders == 0]
+    assert figures[:3] == pytest.approx([5.879, 5.879, 7.397], abs=0.01)
+    assert [
+        what_if_plan(clients=n, steps=1, noise_multiplier=1.0, delta=0.1).threshold for n in (3, 4, 10)
+    ] == [
+        3,
+        3,
+        7,
+    ]
+    clinics = what_if_plan(
+        clients=5, steps=20, noise_multiplier=0.01, delta=1e-5, unit=UnitOfPrivacy.CLIENT, parameters=10
+    )
+    assert clinics.calibrated(8.0, behaviour=Behaviour.CURIOUS).noise_multiplier == pytest.approx(
+        2.7, abs=0.1
+    )
+    with pytest.raises(ConfigError, match="noise_multiplier"):
+        what_if_plan(clients=5, steps=1, noise_multiplier=-1.0, delta=1e-5)
 
 
 # --- events, sensitivity, shares
