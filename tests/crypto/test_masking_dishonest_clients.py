@@ -194,6 +194,14 @@ def test_a_wrong_kem_ciphertext_opens_nothing(rounds):
     assert "canaries" in str(state.reason)
 
 
+def test_a_deal_for_another_directory_is_refused(rounds):
+    case = rounds.Round(4, 3)
+    dealer = Dealer(rounds, case, "c01")
+    forged = rounds.message_of(dealer.message(directory_digest=bytes(32)), "c01")
+    error = rounds.refused(case.aggregator, forged)
+    assert (error.peer, error.reason) == ("c01", "dealt shares for another directory")
+
+
 def test_parcels_and_escrow_are_covered_by_the_dealers_signature(rounds):
     case = rounds.Round(4, 3)
     messages = case.run_until("share")
