@@ -231,9 +231,11 @@ class PrivacyConfig(_Section):
 FOLDER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "data": {"normalization": "local"},
+        "model": {"channels": (16, 16, 32, 64, 128)},
         "training": {
             "rounds": 20,
             "local_epochs": 7,
+            "learning_rate": 6e-3,
             "batch_size": 2,
             "crop": 96,
             "augmentation": "strong",
