@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, Party, Running, SecureAggregation
@@ -56,6 +56,7 @@ def test_every_width_and_length_survives_a_drop_out(rounds, bits, length, seed, 
     assert len(survivors) == (4 if counted else 3)
 
 
+@settings(max_examples=20)
 @given(
     lost=st.lists(st.sampled_from(MASKING_PHASES), min_size=1, max_size=3),
     who=st.permutations(range(7)),
@@ -98,6 +99,7 @@ def test_below_the_threshold_in_unmask_no_secret_is_reconstructed(rounds):
     assert isinstance(case.aggregator.state, Aborted)
 
 
+@settings(max_examples=15)
 @given(st.data())
 def test_the_order_of_arrival_does_not_matter(rounds, data):
     case = rounds.Round(4, 3)
