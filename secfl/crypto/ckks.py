@@ -180,7 +180,14 @@ def _sum_key_guarantee(shape: SumKeyRound, *, survivors: int) -> Guarantee:
         client_with_network=base.client_with_network,
         assumptions=(*base.assumptions, RLWE_WITH_HINTS),
         advantage_log2=math.log2(2.0**base.advantage_log2 + encryption),
-        notes=(*base.notes, "Nobody holds a decryption key; the aggregator opens the sum of one-time keys."),
+        notes=(
+            *base.notes,
+            "Nobody holds a decryption key; the aggregator opens the sum of one-time keys.",
+            (
+                "The aggregator learns the sum of the signed values as an integer. The codec's width makes that the "
+                "sum itself; for other vectors it also shows how often the sum wrapped around its modulus."
+            ),
+        ),
     )
 
 

@@ -1,22 +1,29 @@
 """How a round's vectors become coefficients of CKKS plaintexts, and how their sums come back exactly.
 
-**Encoding.** A CKKS plaintext is a polynomial with coefficients ``round(Δ·m)``; noise lies in the bits below
-Δ and is rounded away at the end. Here m is an integer of T bits that carries several values, and it sits in
-the polynomial's coefficients, not in its slots: nothing but additions happens to the ciphertexts, and
-coefficients add as slots do, without the embedding's floating-point arithmetic and with noise that is
-``sqrt(N/2)`` times smaller (docs/adr/0010-ckks-coefficients.md). The scale is ``Δ = q / 2**T``, not a
-power of two, so that a sum which wraps modulo q wraps modulo ``2**T`` in the plaintext, and residues need no
-sign and no room above them.
+**Packing.** Values of b bits sit side by side in a packed integer W of T bits. One is in the top b bits; below it
+are further *fields*, at a distance of b + c bits, where ``c = ceil(log2 n)`` bits hold the carries of a sum of n
+addends. The top field holds its residue as it is; it needs no carries, because a sum that leaves it wraps modulo
+``2**b``. A lower field holds ``(residue + 2**(b-1)) mod 2**b``, which is the signed value plus a constant, so that
+carries show the signed sum and not how many addends were negative. Fields are two, which is 3.75 bytes a value, up
+to b = 23 for 10 clients and b = 22 for 64. Values of more than 50 bits do not fit.
 
-**Packing.** A value of b bits is cut into ``limbs`` pieces of ``w = ceil(b / limbs)`` bits. A coefficient
-carries ``fields`` pieces at a distance of w + c bits, where ``c = ceil(log2 n)`` bits hold the carries of a
-sum of n addends. With one limb the last field needs no carries, because only its b low bits count. The layout
-with the most values in a coefficient is chosen: two, which is 3.75 bytes a value, up to b = 23 for 10 clients
-and b = 22 for 64.
+**Encoding.** The plaintext polynomial has the coefficient ``y = 2**-T · m mod q``, where m is W read as a signed
+integer of T bits. As an integer ``y = (q·w + m) / 2**T`` with ``w = -m / q mod 2**T``: this is a CKKS plaintext
+``Δ·w`` of scale ``Δ = q / 2**T``, rounded by ``m / 2**T``. It sits in the polynomial's coefficients, not in its
+slots: nothing but additions happens to the ciphertexts, and coefficients add as slots do, without the embedding's
+floating-point arithmetic and with noise that is ``sqrt(N/2)`` times smaller (docs/adr/0010-ckks-coefficients.md).
 
-**Exactness.** Client i contributes ``Δ·m_i + ρ_i + e_i`` with ``|ρ_i| <= 1/2 + 2**-30`` from rounding Δ·m_i
-and a discrete Gaussian e_i of parameter σ = 4.5. Decoding adds at most ``1/2 + 2**-30``. The sum decodes to
-the exact integer when the total error stays below ``Δ/2``, that is, when
+**What an opened sum shows.** Who opens a sum sees ``Σ y_i + Σ e_i`` modulo q. Encoding is multiplication by a
+constant, so ``Σ y_i = 2**-T · Σ m_i``: beside the errors, it shows the integer ``Σ m_i`` and nothing else about single
+addends. Where each vector's signed values add up to a signed number of b bits, ``Σ m_i`` is a function of the sums;
+the codec chooses b so that they do (docs/protocol.md, section 1). Otherwise it also shows how often they wrapped.
+Two plainer layouts were broken in review: with bare residues in the lower fields, carries count the negative
+addends, and with ``w = W``, each client's own rounding error depends on its own value and shows through the errors
+after a few thousand coefficients (tests/crypto/test_review_findings.py).
+
+**Exactness.** The opened coefficient is ``Δ·w + (Σ m_i) / 2**T + Σ e_i`` with the w of ``Σ m_i mod 2**T``. Here
+``|Σ m_i| <= n·2**(T-1)``, each e_i is a discrete Gaussian of parameter σ = 4.5, and decoding rounds once more, by at
+most ``1/2 + 2**-30``. The sum decodes to the exact integer when the total error stays below ``Δ/2``, that is, when
 
     |Σ e_i|  +  n/2  +  1  <=  2**(59 - T).
 
@@ -47,8 +54,8 @@ __all__ = ["RING_BITS", "FieldLayout", "RoundLayout", "choose_fields", "largest_
 
 RING_BITS: Final = 60
 """Bits of a residue modulo q on the wire."""
-_GAP: Final = 2**RING_BITS - MODULUS  # 2**14 - 1
-_MAX_LIMBS: Final = 4
+_GAP: Final = 2**RING_BITS - MODULUS  # 2**14 - 1, odd
+_MOST_PLAIN_BITS: Final = 50  # so that products with _GAP fit a word of 64 bits
 _NEGLECTED_LOG2: Final = 81  # two tails of 2**-81
 
 
@@ -69,64 +76,51 @@ class FieldLayout:
 
     Attributes:
         bits: b, the width of a value.
-        limbs: Pieces of a value.
-        fields: Pieces in a coefficient.
-        limb_bits: w.
+        fields: Values in a coefficient.
         carry_bits: c.
     """
 
     bits: int
-    limbs: int
     fields: int
-    limb_bits: int
     carry_bits: int
 
     @property
     def stride(self) -> int:
         """Bits from one field to the next."""
-        return self.limb_bits + self.carry_bits
+        return self.bits + self.carry_bits
 
     @property
     def plain_bits(self) -> int:
-        """T: the plaintext is an integer modulo ``2**T``."""
-        spare = self.carry_bits if self.limbs == 1 else 0
-        return self.fields * self.stride - spare
+        """T: a coefficient carries an integer modulo ``2**T``."""
+        return self.fields * self.stride - self.carry_bits
 
     def coefficients(self, length: int) -> int:
         """Coefficients that ``length`` values take."""
-        return -(-length * self.limbs // self.fields)
+        return -(-length // self.fields)
 
 
 def choose_fields(bits: int, *, clients: int) -> FieldLayout:
-    """The layout with the most values in a coefficient; of equals, the one with the fewest limbs.
+    """The layout with the most values in a coefficient.
 
     Raises:
-        CapacityError: The noise of so many clients leaves no room for even a fourth of a value.
+        CapacityError: The noise of so many clients leaves no room for a value of this width.
     """
-    room = RING_BITS - 1 - (largest_error(clients) - 1).bit_length()
+    room = min(_MOST_PLAIN_BITS, RING_BITS - 1 - (largest_error(clients) - 1).bit_length())
     carry = (clients - 1).bit_length()
-    best: FieldLayout | None = None
-    for limbs in range(1, _MAX_LIMBS + 1):
-        limb_bits = -(-bits // limbs)
-        spare = carry if limbs == 1 else 0
-        fields = (room + spare) // (limb_bits + carry)
-        if fields >= 1 and (best is None or fields * best.limbs > best.fields * limbs):
-            best = FieldLayout(bits=bits, limbs=limbs, fields=fields, limb_bits=limb_bits, carry_bits=carry)
-    if best is None:
+    fields = (room + carry) // (bits + carry)
+    if fields < 1:
         raise CapacityError(
             f"ckks: the sum of {clients} clients with values of {bits} bits does not fit one "
-            f"{RING_BITS}-bit prime exactly"
+            f"{RING_BITS}-bit prime exactly; at most {max(room, 0)} bits do"
         )
-    return best
+    return FieldLayout(bits=bits, fields=fields, carry_bits=carry)
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A run of neighbouring coefficients that carry one limb of neighbouring values in one field."""
+    """A run of neighbouring coefficients that carry neighbouring values in one field."""
 
-    shift: int
-    limb: int
-    coefficient: int
+    field: int
     value: int
     count: int
 
@@ -143,20 +137,18 @@ class _Segment:
     def pieces(self, first: int, last: int) -> Iterator[_Piece]:
         """What the segment's coefficients ``first .. last`` carry.
 
-        Limb l of value i has the position ``l * length + i``; position p lies in field ``p // coefficients``
-        of coefficient ``p % coefficients``, so that runs of values are runs of coefficients.
+        Value i lies in field ``i // coefficients`` of coefficient ``i % coefficients``, so that runs of values are
+        runs of coefficients.
         """
-        length, fields = self.vector.length, self.fields
-        for field in range(fields.fields):
-            position = field * self.coefficients + first
-            end = min(field * self.coefficients + last, fields.limbs * length)
-            while position < end:
-                limb, value = divmod(position, length)
-                count = min(end - position, length - value)
-                yield _Piece(
-                    field * fields.stride, limb, position - field * self.coefficients - first, value, count
-                )
-                position += count
+        for field in range(self.fields.fields):
+            value = field * self.coefficients + first
+            count = min(field * self.coefficients + last, self.vector.length) - value
+            if count > 0:
+                yield _Piece(field, value, count)
+
+    def bias(self, field: int) -> int:
+        """What is added to a residue in this field, modulo ``2**b``."""
+        return 1 << (self.fields.bits - 1) if field < self.fields.fields - 1 else 0
 
 
 class RoundLayout:
@@ -191,18 +183,17 @@ class RoundLayout:
         return self.polynomials * DEGREE * RING_BITS // 8
 
     def encode(self, values: Mapping[str, Words], first: int, count: int) -> NDArray[np.uint64]:
-        """The plaintext polynomials ``first .. first + count``: ``round(Δ·m)`` below q, shape ``(count, N)``."""
+        """The plaintext polynomials ``first .. first + count``: uint64 below q, shape ``(count, N)``."""
         plain = np.zeros(count * DEGREE, np.uint64)
         for segment, start, end, within in self._overlaps(first, count):
             part = plain[within : within + end - start]
             for piece in segment.pieces(start, end):
                 run = values[segment.vector.name][piece.value : piece.value + piece.count].astype(np.uint64)
-                if segment.fields.limbs > 1:
-                    run >>= np.uint64(piece.limb * segment.fields.limb_bits)
-                    run &= np.uint64((1 << segment.fields.limb_bits) - 1)
-                if piece.shift:
-                    run <<= np.uint64(piece.shift)
-                part[piece.coefficient : piece.coefficient + piece.count] |= run
+                if bias := segment.bias(piece.field):
+                    run ^= np.uint64(bias)  # the same as adding it modulo 2**b
+                if piece.field:
+                    run <<= np.uint64(piece.field * segment.fields.stride)
+                part[: piece.count] |= run
             _scale_up(part, segment.fields.plain_bits)
         return plain.reshape(count, DEGREE)
 
@@ -215,13 +206,14 @@ class RoundLayout:
             for segment in self._segments
         }
 
-    def decode(self, rows: NDArray[np.uint64], first: int, sums: dict[str, Words]) -> None:
+    def decode(self, rows: NDArray[np.uint64], first: int, sums: dict[str, Words], *, addends: int) -> None:
         """Round decrypted polynomials to exact integers and put them into ``sums``.
 
         Args:
             rows: uint64 below q, shape ``(count, N)``; changed in place.
             first: Index of the first of them.
             sums: From `empty_sums`; every polynomial must be decoded exactly once.
+            addends: How many ciphertexts were added.
 
         Raises:
             RoundAborted: An error is above the bound, so this is not a sum of at most n honest ciphertexts
@@ -232,18 +224,17 @@ class RoundLayout:
             part = flat[within : within + end - start]
             fields = segment.fields
             _scale_down(part, fields.plain_bits, error_bound=self.error_bound)
+            part *= np.uint64(_GAP)  # from w to Σ m_i = -q·w, modulo 2**T
+            part &= np.uint64((1 << fields.plain_bits) - 1)
             result = sums[segment.vector.name]
             mask = result.dtype.type((1 << fields.bits) - 1)
             for piece in segment.pieces(start, end):
-                run = part[piece.coefficient : piece.coefficient + piece.count] >> np.uint64(piece.shift)
+                run = part[: piece.count] >> np.uint64(piece.field * fields.stride)
                 place = result[piece.value : piece.value + piece.count]
-                if fields.limbs == 1:
-                    place[...] = run  # narrows modulo 2**32, which 2**b divides
-                else:
-                    run &= np.uint64((1 << fields.stride) - 1)
-                    run <<= np.uint64(piece.limb * fields.limb_bits)
-                    place += run.astype(result.dtype)
+                place[...] = run  # narrows modulo 2**32, which 2**b divides
                 place &= mask
+                if addends % 2 and (bias := segment.bias(piece.field)):
+                    place ^= result.dtype.type(bias)  # an even number of them is a multiple of 2**b
         used = self.coefficients - first * DEGREE
         if used < flat.size:
             padding = flat[max(used, 0) :]
@@ -261,12 +252,18 @@ class RoundLayout:
                 yield segment, start - segment.offset, stop - segment.offset, start - begin
 
 
-def _scale_up(plain: NDArray[np.uint64], plain_bits: int) -> None:
-    """``m -> round(q·m / 2**T)`` in place: ``m·2**(60-T)`` less ``round((2**60 - q)·m / 2**T)``, below 2**14."""
-    correction = plain * (_GAP * 2.0**-plain_bits)
-    np.rint(correction, out=correction)
-    plain <<= np.uint64(RING_BITS - plain_bits)
-    plain -= correction.astype(np.uint64)
+def _scale_up(packed: NDArray[np.uint64], plain_bits: int) -> None:
+    """``W -> 2**-T · m mod q`` in place: ``w·2**(60-T)`` less the integer ``((2**60 - q)·w - m) / 2**T``."""
+    unused = 64 - plain_bits
+    signed = (packed << np.uint64(unused)).view(np.int64)
+    signed >>= unused
+    packed *= np.uint64(pow(_GAP, -1, 1 << plain_bits))  # -1/q modulo 2**T is 1/_GAP
+    packed &= np.uint64((1 << plain_bits) - 1)
+    excess = packed * np.uint64(_GAP)
+    excess -= signed.view(np.uint64)
+    excess >>= np.uint64(plain_bits)
+    packed <<= np.uint64(RING_BITS - plain_bits)
+    packed -= excess
 
 
 def _scale_down(part: NDArray[np.uint64], plain_bits: int, *, error_bound: int) -> None:

@@ -107,7 +107,7 @@ def encrypt(
     out = bytearray(layout.packed_bytes)
     for first in range(0, layout.polynomials, _BATCH):
         count = min(_BATCH, layout.polynomials - first)
-        # m + e - a·k + 2q lies below 3q, because m <= q - Δ and Δ is above twice the error bound.
+        # m + e - a·k + 2q lies below 3q, because m <= q - Δ + 1 and Δ is above twice the error bound.
         total = layout.encode(values, first, count)
         total -= ring.multiply(uniform.rows(first, count), secret)
         total += np.uint64(2 * MODULUS - REACH)
@@ -203,7 +203,7 @@ def open_sum(
         opened = ring.multiply(public, secret)
         opened += total.rows(first, count)
         reduce_once(opened)
-        layout.decode(opened, first, sums)
+        layout.decode(opened, first, sums, addends=total.count)
     return sums
 
 

@@ -53,7 +53,7 @@ class TestMasking(WithSecflsWireFormat):
 
 
 class TestCkksSumKey(WithSecflsWireFormat):
-    capabilities = Capabilities(phases=MASKING_PHASES, input_phase="masked-input")
+    capabilities = Capabilities(phases=MASKING_PHASES, input_phase="masked-input", modulus_bits=(2, 50))
 
     def scheme(self):
         return Ckks(threads=1)
@@ -71,6 +71,7 @@ class TestCkksShared(WithSecflsWireFormat):
             PhaseRule(name="ckks-open", quorum=Quorum.ONE),
         ),
         input_phase="ckks-input",
+        modulus_bits=(2, 50),
     )
 
     def scheme(self):

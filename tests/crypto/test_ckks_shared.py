@@ -153,8 +153,8 @@ def test_a_chosen_ciphertext_is_refused(play, monkeypatch):
     """In place of a survivor's ciphertext: anything else of the right form, under the survivor's own header."""
     headers, ciphertexts = play.content()
     residues = unpack(ciphertexts[2], length=SHARED.layout.polynomials * 4096, bits=60).copy()
-    # Δ·2^13 added to coefficient 0: the opened sum shifts by exactly what the attacker chose.
-    residues[0] = (int(residues[0]) + round(MODULUS / 2**38) * 2**13) % MODULUS
+    # The encoding of 2^13 added to coefficient 0: the opened sum shifts by exactly what the attacker chose.
+    residues[0] = (int(residues[0]) + pow(2, -38, MODULUS) * 2**13) % MODULUS
     chosen = ciphertexts | {2: pack(residues, bits=60)}
     assert SHARED.layout._segments[0].fields.plain_bits == 38
     with pytest.raises(RemoteProtocolError, match="replaced the ciphertext of c2"):
