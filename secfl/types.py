@@ -279,8 +279,9 @@ class PrivatizedUpdate:
                     f"got shape {values.shape} of {values.dtype}"
                 )
             if int(values.max()) >> vector.modulus_bits:
-                raise LocalProtocolError(f"vector {vector.name}: an element needs more than "
-                                         f"{vector.modulus_bits} bits")
+                raise LocalProtocolError(
+                    f"vector {vector.name}: an element needs more than {vector.modulus_bits} bits"
+                )
 
 
 def exact_square_norm(values: NDArray[np.int32] | NDArray[np.int64]) -> int:

@@ -19,7 +19,7 @@ def test_a_folder_has_its_own():
     for section, defaults in FOLDER_DEFAULTS.items():
         for key, value in defaults.items():
             assert getattr(getattr(config, section), key) == value
-    assert config.training.learning_rate == TrainingConfig().learning_rate
+    assert config.training.weight_decay == TrainingConfig().weight_decay
 
 
 @pytest.mark.parametrize("key", FOLDER_DEFAULTS["training"])

@@ -1,0 +1,1 @@
+"""Secure aggregation: bytes in, bytes out. Start with `secfl.crypto.aggregation`."""

@@ -79,11 +79,15 @@ class Directory:
         if key is None:
             raise RemoteProtocolError(name, "not enrolled in the manifest")
         if len(signature) != SIGNATURE_BYTES:
-            raise RemoteProtocolError(name, f"signature of {len(signature)} bytes, expected {SIGNATURE_BYTES}")
+            raise RemoteProtocolError(
+                name, f"signature of {len(signature)} bytes, expected {SIGNATURE_BYTES}"
+            )
         try:
             Ed25519PublicKey.from_public_bytes(key).verify(signature, _signed_bytes(purpose, fields))
         except InvalidSignature:
-            raise RemoteProtocolError(name, f"bad signature on {purpose.decode('ascii', 'replace')}") from None
+            raise RemoteProtocolError(
+                name, f"bad signature on {purpose.decode('ascii', 'replace')}"
+            ) from None
         except ValueError:
             raise RemoteProtocolError(name, "its enrolled key is not an Ed25519 key") from None
 

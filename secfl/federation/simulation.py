@@ -62,6 +62,9 @@ def simulate(config: RunConfig, *, out: Path, observer: Observer, task: Task | N
     state = task.initial_state()
     threshold = _threshold(config, task)
     terms = run_terms(config, task, parameters=count_parameters(state), threshold=threshold)
+    scheme_for(
+        scheme_spec(config.secure_agg)
+    )  # a library that cannot be loaded is found before anything is written
     run = RunDirectory.create(out, config)
     identities = [Identity.generate(site, SystemRng()) for site in task.sites]
     run.keep_identities(identities)

@@ -107,14 +107,10 @@ class TestFlags:
         with pytest.raises(ConfigError, match=r"^.*tiny\.toml: training\.rounds: "):
             simulate._configuration(tiny, {"seed": 1})
 
-    def test_patient_level_training_is_refused_from_flag_and_file(self, tiny):
-        for arguments in (
-            (None, {"dp": DpMode.PATIENT, "noise_multiplier": 1.0}),
-            (tiny, {}),
-        ):
-            tiny.write_text(TINY + '[privacy]\nmode = "patient"\nepsilon = 8.0\n', encoding="utf-8")
-            with pytest.raises(ConfigError, match=r"--dp patient: .*; expected off or client"):
-                simulate._configuration(*arguments)
+    def test_patient_level_flags_reach_their_keys(self):
+        flags = {"dp": DpMode.PATIENT, "noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 7}
+        privacy = simulate._configuration(None, flags).privacy
+        assert (privacy.mode, privacy.sampling_rate, privacy.steps) == (DpMode.PATIENT, 0.1, 7)
 
     def test_the_default_run_directory_names_time_and_scheme_and_is_new(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -136,7 +132,9 @@ BAD_FLAGS = [
     (["--dp", "client", "--epsilon", "nan"], "--epsilon: "),
     (["--dp", "client", "--epsilon", 8, "--delta", 1], "--delta: "),
     (["--dp", "client"], "exactly one of --epsilon and --noise-multiplier"),
-    (["--dp", "patient", "--epsilon", 8], "--dp patient"),
+    (["--dp", "patient"], "--dp patient: give exactly one of --epsilon and --noise-multiplier"),
+    (["--dp", "patient", "--epsilon", 8, "--sampling-rate", 1.5], "--sampling-rate: "),
+    (["--dp", "patient", "--epsilon", 8, "--steps", 0], "--steps: "),
     (["--seed", -1], "--seed: "),
     (["--config", "absent.toml"], "absent.toml"),
     (["--data", "absent"], "absent"),

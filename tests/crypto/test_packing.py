@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from secfl.crypto import packing
 from secfl.crypto.packing import pack, packed_size, unpack
 from secfl.errors import LocalProtocolError
