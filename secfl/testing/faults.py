@@ -9,10 +9,13 @@ from typing import Final
 
 import numpy as np
 
+from secfl.crypto.wire import FRAME_BYTES
+
 __all__ = ["HEADER_BYTES", "Fault", "damage"]
 
 HEADER_BYTES: Final = 48
 """How many bytes at the front of a message `Fault.HEADER` and `Fault.NUMBER` aim at."""
+_FIELD_BYTES: Final = 32
 
 
 class Fault(StrEnum):
@@ -24,6 +27,7 @@ class Fault(StrEnum):
     FLIP = "flip"
     HEADER = "header"
     NUMBER = "number"
+    FIELD = "field"
     NOISE = "noise"
     ZEROS = "zeros"
     ONES = "ones"
@@ -86,6 +90,15 @@ def _number(data: bytes, source: np.random.Generator, _: bytes) -> bytes:
     return _replace(data, place, number)[: len(data)]
 
 
+def _field(data: bytes, source: np.random.Generator, _: bytes) -> bytes:
+    """Keys, hashes and shares are 32 bytes wide: one of them becomes zero, all ones, small or random."""
+    fields = max(1, (len(data) - FRAME_BYTES) // _FIELD_BYTES)
+    start = FRAME_BYTES + _FIELD_BYTES * int(source.integers(0, fields))
+    small = b"\x01" + bytes(_FIELD_BYTES - 1)
+    values = (bytes(_FIELD_BYTES), b"\xff" * _FIELD_BYTES, small, source.bytes(_FIELD_BYTES))
+    return _replace(data, start, values[int(source.integers(0, len(values)))])[: len(data)]
+
+
 def _noise(data: bytes, source: np.random.Generator, _: bytes) -> bytes:
     start, end = _cut(data, source)
     return _replace(data, start, source.bytes(end - start))
@@ -141,6 +154,7 @@ _DAMAGES: Final[Mapping[Fault, Callable[[bytes, np.random.Generator, bytes], byt
         Fault.FLIP: _flip,
         Fault.HEADER: _header,
         Fault.NUMBER: _number,
+        Fault.FIELD: _field,
         Fault.NOISE: _noise,
         Fault.ZEROS: _zeros,
         Fault.ONES: _ones,

@@ -15,7 +15,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from secfl.crypto.aggregation import Envelope
+from secfl.crypto.aggregation import Envelope, Party
 from secfl.crypto.ckks_shared_messages import (
     SEALING_BODY_BYTES,
     SealedKey,
@@ -37,11 +37,11 @@ from secfl.crypto.messages import (
     PlainHeader,
     escrow_bytes,
 )
-from secfl.crypto.wire import DIGEST_BYTES, FRAME_BYTES, MessageType, Phase, sign_body
+from secfl.crypto.wire import DIGEST_BYTES, FRAME_BYTES, MessageType, Phase, Signed, sign_body
 from secfl.testing.stage import Cast
 from secfl.types import AGGREGATOR, ClientId, VectorSpec
 
-__all__ = ["Repair", "kind_of", "masked_round", "reseal"]
+__all__ = ["Repair", "kind_of", "masked_round", "own_up", "reseal"]
 
 _ROSTER_BYTES: Final = 8
 
@@ -158,6 +158,22 @@ def _statements(cast: Cast, envelope: Envelope, kind: MessageType) -> Iterator[_
 def _members(cast: Cast, payload: bytes) -> list[int]:
     bits = int.from_bytes(payload[FRAME_BYTES : FRAME_BYTES + _ROSTER_BYTES], "little")
     return [index for index in range(len(cast.cohort)) if bits >> index & 1]
+
+
+def own_up(liar: Party, *, before: bytes, after: bytes) -> None:
+    """Let a masking client know what it really sent, so that it does not refuse its own lie when it is relayed.
+
+    Args:
+        liar: The client, or what wraps it.
+        before: The payload that it made.
+        after: The payload that was sent in its name.
+    """
+    own = getattr(liar, "inner", liar)._memory.own  # noqa: SLF001 - a liar changes its own memory
+    for phase, statement in own.items():
+        end = FRAME_BYTES + len(statement.encode())
+        if statement.encode() == before[FRAME_BYTES:end]:
+            own[phase] = Signed.decode(after[FRAME_BYTES:end])
+            return
 
 
 def masked_round(cast: Cast) -> MaskedRound:

@@ -24,7 +24,7 @@ from secfl.randomness import InsecureSeededRng
 from secfl.testing.adversaries.attacks import Attack, Guard, Outcome, learned, refused
 from secfl.testing.adversaries.broken import BrokenParty
 from secfl.testing.adversaries.broken_masking import BrokenMasking
-from secfl.testing.adversaries.forging import Repair, kind_of, reseal
+from secfl.testing.adversaries.forging import Repair, kind_of, own_up, reseal
 from secfl.testing.stage import Cast, Stage, same_sums
 from secfl.types import ClientId, SchemeSpec
 
@@ -66,12 +66,7 @@ class TamperingClient(BrokenParty):
         self._change(payload)
         changed = Envelope(envelope.sender, envelope.recipient, bytes(payload))
         sent = reseal(self._cast, changed, Repair.BINDINGS)
-        # It knows what it sent: else it would refuse its own statement when that is relayed to it.
-        for phase, own in self.inner._memory.own.items():  # type: ignore[attr-defined]  # noqa: SLF001 - a liar's own
-            if own.encode() == envelope.payload[FRAME_BYTES : FRAME_BYTES + len(own.encode())]:
-                lie = sent.payload[FRAME_BYTES : FRAME_BYTES + len(own.encode())]
-                self.inner._memory.own[phase] = Signed.decode(lie)  # type: ignore[attr-defined]  # noqa: SLF001 - as above
-                break
+        own_up(self.inner, before=envelope.payload, after=sent.payload)
         return sent
 
 
@@ -210,8 +205,9 @@ def _copied_input(guard: Guard) -> Outcome:
             copied = True
             victim, thief = inputs[1], inputs[0]
             payload = thief.payload[:body] + victim.payload[body:]
-            stolen = Envelope(thief.sender, thief.recipient, payload)
-            now.in_flight[now.in_flight.index(thief)] = reseal(cast, stolen, Repair.BINDINGS)
+            stolen = reseal(cast, Envelope(thief.sender, thief.recipient, payload), Repair.BINDINGS)
+            own_up(now.parties[thief.sender], before=thief.payload, after=stolen.payload)
+            now.in_flight[now.in_flight.index(thief)] = stolen
         return False
 
     with contextlib.ExitStack() as without:
