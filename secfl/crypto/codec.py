@@ -171,8 +171,8 @@ class Grid:
 def quantise(update: Update, grid: Grid, *, share: float = 1.0) -> ClippedUpdate:
     """Clip an update and round it to the grid.
 
-    Two passes over blocks that stay in the cache: one measures (largest coordinate, L2 norm after the
-    coordinate clip), one multiplies and rounds. Ties round to even.
+    Passes over blocks that stay in the cache: one finds the largest coordinates, one measures the L2 norm after
+    the coordinate clip where it could exceed the limit, one multiplies and rounds. Ties round to even.
 
     Args:
         update: float32, d = ``grid.length``.
@@ -194,23 +194,14 @@ def quantise(update: Update, grid: Grid, *, share: float = 1.0) -> ClippedUpdate
         raise LocalProtocolError(f"codec: share {share}, expected above 0 and at most 1")
     bound = grid.coordinate_bound
     wide = np.empty(min(_BLOCK, values.size), np.float64)
-    squares: list[float] = []
-    clipped = 0
-    outside = []  # whether each block has a coordinate beyond the bound: most have none and skip the clip
-    for start in range(0, values.size, _BLOCK):
-        block = values[start : start + _BLOCK]
-        largest = max(abs(float(block.max())), abs(float(block.min())))  # max and min propagate NaN
-        if not math.isfinite(largest):
-            _refuse_not_finite(update, start, block)
-        work = wide[: block.size]
-        np.multiply(block, share, out=work, dtype=np.float64)
-        beyond = largest * share > bound
-        outside.append(beyond)
-        if beyond:
-            clipped += int(np.count_nonzero(np.abs(work) > bound))
-            np.clip(work, -bound, bound, out=work)
-        squares.append(_square_sum(work))
-    norm = math.sqrt(math.fsum(squares))
+    # Most blocks have no coordinate beyond the bound and skip the clip.
+    largest = [share * one for one in _largest_by_block(update)]
+    outside = [one > bound for one in largest]
+    norm, clipped = 0.0, 0
+    # The norm needs no measuring when the largest coordinate alone keeps it below the limit.
+    far = math.sqrt(values.size) * min(max(largest), bound) > grid.real_norm_limit
+    if far or any(outside):
+        norm, clipped = _measure(values, outside, bound=bound, share=share)
     factor = grid.scale
     if norm > grid.real_norm_limit:
         factor *= grid.real_norm_limit / norm
@@ -346,6 +337,36 @@ def relative_error(update: Update, quantised: ClippedUpdate, grid: Grid) -> floa
         error.append(_square_sum(difference))
     total = math.fsum(norm)
     return math.sqrt(math.fsum(error) / total) if total else 0.0
+
+
+def _largest_by_block(update: Update) -> list[float]:
+    """The largest absolute value of every block; `DataError` names the tensor of a NaN or an infinity."""
+    found = []
+    for start in range(0, update.values.size, _BLOCK):
+        block = update.values[start : start + _BLOCK]
+        largest = max(abs(float(block.max())), abs(float(block.min())))  # max and min propagate NaN
+        if not math.isfinite(largest):
+            _refuse_not_finite(update, start, block)
+        found.append(largest)
+    return found
+
+
+def _measure(
+    values: NDArray[np.float32], outside: list[bool], *, bound: float, share: float
+) -> tuple[float, int]:
+    """The L2 norm after the coordinate clip, and how many coordinates that clip changes."""
+    wide = np.empty(min(_BLOCK, values.size), np.float64)
+    squares: list[float] = []
+    clipped = 0
+    for index, start in enumerate(range(0, values.size, _BLOCK)):
+        block = values[start : start + _BLOCK]
+        work = wide[: block.size]
+        np.multiply(block, share, out=work, dtype=np.float64)
+        if outside[index]:
+            clipped += int(np.count_nonzero(np.abs(work) > bound))
+            np.clip(work, -bound, bound, out=work)
+        squares.append(_square_sum(work))
+    return math.sqrt(math.fsum(squares)), clipped
 
 
 def _square_sum(values: NDArray[np.float64]) -> float:
