@@ -16,6 +16,7 @@ from secfl.benchmarking.limits import Limits, measure_limits
 from secfl.benchmarking.peers import PEERS, Skipped, benchmark_peer
 from secfl.benchmarking.rows import Row
 from secfl.benchmarking.secagg import benchmark_scheme
+from secfl.benchmarking.timing import keep_freed_memory
 from secfl.benchmarking.workload import Workload, benchmarked_schemes
 
 __all__ = ["FORMAT_VERSION", "Report", "compare", "run_suite"]
@@ -74,6 +75,7 @@ def run_suite(
         ProtocolError: A round did not end.
     """
     chosen = benchmarked_schemes(list(schemes))
+    keep_freed_memory()
     progress("limits of this machine")
     repeats = max(3, workload.repeats)
     limits = measure_limits(workload.parameters, repeats=repeats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from secfl.crypto.aggregation import Envelope
 
-__all__ = ["Best", "MemoryMeter", "Span", "stopwatch"]
+__all__ = ["Best", "MemoryMeter", "Span", "keep_freed_memory", "stopwatch"]
 
 _T = TypeVar("_T")
 
@@ -67,6 +68,20 @@ def stopwatch(places: Sequence[tuple[ModuleType, str]]) -> Iterator[Span]:
     finally:
         for module, name, original in originals:
             setattr(module, name, original)
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep what it frees, where glibc allocates; returns whether it does.
+
+    Otherwise every large array comes fresh from the kernel, and on virtual machines that hand freed pages back to
+    their host touching it first costs several times the arithmetic on it. The peers' workers do the same.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    # From malloc.h: M_MMAP_MAX = -4, M_TRIM_THRESHOLD = -1.
+    return bool(mallopt(-4, 0)) and bool(mallopt(-1, 2**31 - 1))
 
 
 class MemoryMeter:
