@@ -44,7 +44,7 @@ class Envelope:
         return f"Envelope({self.sender} -> {self.recipient}, {len(self.payload)} bytes)"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RoundResult:
     """What the aggregator holds at the end.
 
