@@ -19,14 +19,16 @@ from secfl.dp.events import (
     Composed,
     Gaussian,
     IntegerNoise,
+    Leaf,
     NonPrivate,
     NoOp,
     PoissonSampled,
     SelfComposed,
     ZeroConcentrated,
 )
+from secfl.dp.integer import GaussianEquivalent
 from secfl.dp.noise import NoiseFamily
-from secfl.dp.rdp import rdp_curve, rdp_to_epsilon
+from secfl.dp.rdp import rdp_curve, rdp_of_leaf, rdp_to_epsilon
 from secfl.errors import ConfigError, PrivacyError, UnsupportedEvent
 
 ACCOUNTANTS = [Accountant.PLD, Accountant.RDP]
@@ -324,3 +326,26 @@ def test_accounting_loads_neither_torch_nor_scipy_nor_an_accountant():
         "assert not {'torch', 'scipy', 'dp_accounting', 'monai'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("accountant", [Accountant.AUTO, Accountant.PLD, Accountant.RDP])
+def test_the_pure_remainder_is_charged(monkeypatch, accountant):
+    """It is about 1e-25 for real noise; with R = 0.1 in its place the theorem's 2R and e^R are visible."""
+    made = integer(1.0, shares=1)
+    remainder = 0.1
+
+    def with_remainder(event):
+        assert event == made
+        return GaussianEquivalent(noise_multiplier=1.0, remainder=remainder)
+
+    for module in ("accounting", "rdp"):
+        monkeypatch.setattr(f"secfl.dp.{module}.gaussian_equivalent", with_remainder)
+    charged = epsilon(PoissonSampled(0.04, made), delta=1e-5, accountant=accountant)
+    pure = epsilon(
+        PoissonSampled(0.04, Gaussian(1.0)), delta=1e-5 * math.exp(-remainder), accountant=Accountant.PLD
+    )
+    assert charged >= pure + 2 * remainder - 1e-9
+    for order in (2, 5):
+        ideal = rdp_of_leaf(Leaf(Gaussian(1.0), 0.04), order)
+        found = rdp_of_leaf(Leaf(made, 0.04), order)
+        assert found == pytest.approx(ideal + remainder * (2 * order - 1) / (order - 1))
