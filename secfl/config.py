@@ -137,7 +137,7 @@ class ModelConfig(_Section):
     """
 
     name: str = "unet"
-    channels: tuple[int, ...] = (16, 32, 64, 128)
+    channels: tuple[int, ...] = (16, 16, 32, 64, 128)
     normalization: Literal["instance", "group"] = "instance"
 
 
@@ -160,10 +160,10 @@ class TrainingConfig(_Section):
         device: Where to train.
     """
 
-    rounds: int = Field(default=5, ge=1, le=100_000)
+    rounds: int = Field(default=8, ge=1, le=100_000)
     local_epochs: int = Field(default=2, ge=1, le=10_000)
-    batch_size: int = Field(default=8, ge=1, le=4096)
-    learning_rate: float = Field(default=3e-3, gt=0, le=10)
+    batch_size: int = Field(default=4, ge=1, le=4096)
+    learning_rate: float = Field(default=6e-3, gt=0, le=10)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
     schedule: Literal["constant", "cosine"] = "cosine"
     crop: int = Field(default=0, ge=0, le=4096)
@@ -231,11 +231,9 @@ class PrivacyConfig(_Section):
 FOLDER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "data": {"normalization": "local"},
-        "model": {"channels": (16, 16, 32, 64, 128)},
         "training": {
             "rounds": 20,
             "local_epochs": 7,
-            "learning_rate": 6e-3,
             "batch_size": 2,
             "crop": 96,
             "augmentation": "strong",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from secfl.config import ModelConfig
 from secfl.errors import ConfigError
 from secfl.segmentation.models import ModelSpec, build_model, families
 from secfl.segmentation.models.state import load_state, state_of
@@ -101,7 +102,7 @@ class TestState:
 
 class TestUNet:
     def test_the_default_size(self):
-        model = build_model(spec(channels=(16, 32, 64, 128)), seed=0)
+        model = build_model(spec(channels=ModelConfig().channels), seed=0)
         assert 400_000 < sum(parameter.numel() for parameter in model.parameters()) < 500_000
 
     def test_it_sees_single_pixels(self):
