@@ -38,11 +38,12 @@ _FIRST_CHAIN: Final = hashlib.sha256(_PREAMBLE).digest()
 
 @dataclass(frozen=True, slots=True)
 class StoredRecord:
-    """Where the body of a record lies in the file, and its SHA-256."""
+    """Where the body of a record lies in the file, and the chain before and after it."""
 
     offset: int
     length: int
-    digest: bytes
+    before: bytes
+    after: bytes
 
 
 class JournalFile:
@@ -105,7 +106,7 @@ class JournalFile:
             following = _extend(chain, (body,))
             if not hmac.compare_digest(following, self._read(end - _CHAIN_BYTES, _CHAIN_BYTES)):
                 raise LocalProtocolError(f"{self.path}: record {number} is damaged")
-            yield StoredRecord(position + _HEAD_BYTES, length, hashlib.sha256(body).digest()), body
+            yield StoredRecord(position + _HEAD_BYTES, length, chain, following), body
             position, chain = end, following
             number += 1
         self._end, self._chain = position, chain
@@ -133,10 +134,7 @@ class JournalFile:
             raise LocalProtocolError(
                 f"{self.path}: cannot be written ({error.strerror}); nothing was sent"
             ) from None
-        digest = hashlib.sha256()
-        for part in body:
-            digest.update(part)
-        record = StoredRecord(self._end + _HEAD_BYTES, length, digest.digest())
+        record = StoredRecord(self._end + _HEAD_BYTES, length, self._chain, following)
         self._end = record.offset + length + _CHAIN_BYTES
         self._chain = following
         return record
@@ -144,7 +142,7 @@ class JournalFile:
     def read(self, record: StoredRecord) -> bytes:
         """The body of a record again; `LocalProtocolError` when it is not what was written."""
         body = self._read(record.offset, record.length)
-        if not hmac.compare_digest(hashlib.sha256(body).digest(), record.digest):
+        if not hmac.compare_digest(_extend(record.before, (body,)), record.after):
             raise LocalProtocolError(f"{self.path}: changed while it was in use")
         return body
 
