@@ -215,7 +215,7 @@ class SuiteBase(abc.ABC):
             database=settings.default.database if self.shrink and settings.default else None,
             verbosity=Verbosity.normal if self.shrink else Verbosity.quiet,
             report_multiple_bugs=False,
-                derandomize=not self.shrink,
+            derandomize=not self.shrink,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         )
         rules(given(strategy)(check))()
@@ -233,7 +233,7 @@ class SuiteBase(abc.ABC):
         for rule in self.capabilities.phases:
             stage = Stage(cast, rng=InsecureSeededRng(seed))
             stage.start()
-            stage.carry(until=lambda now, name=rule.name: _collects(now, name))  # type: ignore[misc]
+            stage.carry(until=lambda now, name=rule.name: _collects(now, name))
             if _collects(stage, rule.name):
                 yield rule.name, stage
 
@@ -247,7 +247,7 @@ class SuiteBase(abc.ABC):
             call()
         except errors as error:
             return error
-        except Exception as error:  # noqa: BLE001 - whatever escapes is what is reported
+        except Exception as error:
             raise AssertionError(f"{what} ended in {type(error).__name__}: {error}") from error
         raise AssertionError(f"{what} was accepted")
 

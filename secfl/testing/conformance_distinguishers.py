@@ -135,7 +135,7 @@ def _ones(runs: Sequence[Slots], slot: tuple[str, str, int]) -> NDArray[np.int64
 
 @cache
 def _fisher_table(first: int, second: int) -> NDArray[np.float64]:
-    """Two-sided exact p-value for ``a`` ones among ``first`` runs and ``b`` among ``second``; shape (first+1, second+1).
+    """Two-sided exact p-value for ``a`` ones among ``first`` runs and ``b`` among ``second``, indexed by both.
 
     Twice the smaller tail of the hypergeometric distribution that holds when the a + b ones fell on any runs.
     """

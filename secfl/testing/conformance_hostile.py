@@ -258,15 +258,15 @@ def _refused(cast: Cast, step: Step, hostile: Envelope, what: str) -> None:
 
 
 def _refuses(party: Party, hostile: Envelope, what: str) -> None:
-    before = phase_of(party.state)
+    before, blamed = phase_of(party.state), None
     try:
         party.receive(hostile)
     except RemoteProtocolError as error:
-        assert error.peer == hostile.sender, f"{what} from {hostile.sender} was blamed on {error.peer}"
+        blamed = error.peer
     except Exception as error:
         raise AssertionError(f"{what} at {hostile.recipient} in phase {before} ended in {error!r}") from error
-    else:
-        raise AssertionError(f"{what} was accepted by {hostile.recipient} in phase {before}")
+    assert blamed is not None, f"{what} was accepted by {hostile.recipient} in phase {before}"
+    assert blamed == hostile.sender, f"{what} from {hostile.sender} was blamed on {blamed}"
     assert phase_of(party.state) == before, f"{what} moved {hostile.recipient} on"
 
 

@@ -8,6 +8,7 @@ from types import FunctionType, MethodType, ModuleType
 
 import numpy as np
 
+from secfl.crypto.aggregation import Envelope
 from secfl.crypto.attachments import Words
 from secfl.randomness import InsecureSeededRng
 from secfl.testing.conformance_base import Inputs, SuiteBase
@@ -19,7 +20,7 @@ from secfl.testing.conformance_distinguishers import (
     slots_of,
 )
 from secfl.testing.stage import Cast, Stage
-from secfl.types import ClientId, VectorSpec
+from secfl.types import AGGREGATOR, ClientId, VectorSpec
 
 __all__ = ["PrivacyChecks", "RecordingRng"]
 
@@ -145,10 +146,11 @@ def _two_worlds(cast: Cast) -> tuple[Mapping[ClientId, Mapping[str, Words]], ...
     return structured, scattered
 
 
-def _transcript(cast: Cast, *, seed: int) -> list:
+def _transcript(cast: Cast, *, seed: int) -> list[Envelope]:
+    """What reaches the aggregator; all that it sends follows from that."""
     stage = Stage(cast, rng=InsecureSeededRng(seed))
     assert stage.play() is not None, "the round had no result"
-    return stage.sent
+    return [envelope for envelope in stage.sent if envelope.recipient == AGGREGATOR]
 
 
 def _held_by(party: object) -> Iterator[object]:

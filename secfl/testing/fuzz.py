@@ -158,10 +158,8 @@ class Report:
     def table(self) -> str:
         """The counts as text, one line per scheme, role and phase."""
         rows = sorted({key[:3] for key in self.counts})
-        lines = [
-            f"{'scheme':<13} {'party':<11} {'phase':<13} "
-            f"{'unsigned: refused':>17} {'accepted':>9} {'re-signed: refused':>19} {'accepted':>9} {'escaped':>8}"
-        ]
+        head = f"{'scheme':<13} {'party':<11} {'phase':<13} {'unsigned: refused':>17} {'accepted':>9} "
+        lines = [head + f"{'re-signed: refused':>19} {'accepted':>9} {'escaped':>8}"]
         for row in rows:
             refused, accepted, again, taken = (
                 self.counts[*row, signed, outcome]
@@ -276,7 +274,9 @@ class _Fuzzer:
             outcome = Outcome.REFUSED
             if used < _REFRESH:
                 self._parties[place] = party, used + 1
-            self._check_refusal(number, moment, fault, before, party, error)
+            self._check_blame(number, moment, f"{fault}, {repair}", error)
+            if phase_of(party.state) != before:
+                self._fail(number, moment, f"{fault}, {repair}: a refused message moved the party on")
         except Exception as error:  # noqa: BLE001 - whatever escapes is what is looked for
             outcome = Outcome.ESCAPED
             self._fail(number, moment, f"{fault}, {repair}: {error!r}")
@@ -287,20 +287,18 @@ class _Fuzzer:
         signed = "no" if repair is Repair.NOTHING else "yes"
         self._report.counts[self._name, role, before, signed, outcome] += 1
 
-    def _check_refusal(
-        self, number: int, moment: _Moment, fault: Fault, before: str, party: Party, error: RemoteProtocolError
-    ) -> None:
+    def _check_blame(self, number: int, moment: _Moment, what: str, error: RemoteProtocolError) -> None:
         sender = moment.envelope.sender
         if error.peer != sender and not (sender == AGGREGATOR and error.peer in moment.cast.cohort):
-            self._fail(number, moment, f"{fault}: {error.peer} was blamed for what {sender} sent")
-        if phase_of(party.state) != before:
-            self._fail(number, moment, f"{fault}: a refused message moved the party on")
+            self._fail(number, moment, f"{what}: {error.peer} was blamed for what {sender} sent")
 
     def _go_on(self, number: int, moment: _Moment, hostile: Envelope, party: Party, what: str) -> None:
         try:
             restored = moment.cast.restore(party.snapshot())
             if phase_of(restored.state) != phase_of(party.state):
-                self._fail(number, moment, f"{what}: after an accepted message the snapshot is of another phase")
+                self._fail(
+                    number, moment, f"{what}: after an accepted message the snapshot is of another phase"
+                )
             self._accepted += 1
             if self._accepted % _CARRY_ON:
                 return
@@ -315,7 +313,9 @@ class _Fuzzer:
             self._fail(number, moment, f"{what}, later in the round: {error!r}")
 
     def _fail(self, number: int, moment: _Moment, what: str) -> None:
-        where = f"{self._name}, {moment.envelope!r}, phase {phase_of(moment.cast.restore(moment.snapshot).state)}"
+        where = (
+            f"{self._name}, {moment.envelope!r}, phase {phase_of(moment.cast.restore(moment.snapshot).state)}"
+        )
         self._report.failures.append(Failure(number, where, what, traceback.format_exc()))
 
 
@@ -350,11 +350,17 @@ def fuzz(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 when anything but `RemoteProtocolError` came out."""
-    parser = argparse.ArgumentParser(prog="python -m secfl.testing.fuzz", description=__doc__.partition("\n")[0])
-    parser.add_argument("--messages", type=int, default=1_000_000, help="how many messages (default: one million)")
+    parser = argparse.ArgumentParser(
+        prog="python -m secfl.testing.fuzz", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--messages", type=int, default=1_000_000, help="how many messages (default: one million)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="which messages (default: 0)")
     parser.add_argument(
-        "--schemes", default=",".join(SCHEMES), help=f"which schemes, from {', '.join(SCHEMES)} (default: all)"
+        "--schemes",
+        default=",".join(SCHEMES),
+        help=f"which schemes, from {', '.join(SCHEMES)} (default: all)",
     )
     given = parser.parse_args(arguments)
     schemes = given.schemes.split(",")

@@ -134,7 +134,7 @@ class Cast:
 
     def with_spec(self, **changes: object) -> Cast:
         """The same cohort in another round: ``changes`` are fields of `RoundSpec`."""
-        return replace(self, spec=replace(self.spec, **changes))  # type: ignore[arg-type]
+        return replace(self, spec=replace(self.spec, **changes))
 
     def client(self, name: ClientId, rng: Rng) -> Party:
         """A fresh client."""

@@ -9,6 +9,7 @@ from secfl.crypto.ckks import Ckks
 from secfl.crypto.masking import Masking
 from secfl.errors import ConfigError
 from secfl.guarantees import Adversary, Behaviour, View, Visibility
+from secfl.randomness import InsecureSeededRng
 from secfl.testing.adversaries import every_attack
 from secfl.testing.adversaries.attacks import Guard
 from secfl.testing.adversaries.broken_masking import BrokenMasking, ObligingClient
@@ -104,9 +105,7 @@ class TestCollusion:
             threshold=threshold,
         )
         for index in bad:
-            attacker.clients[names[index]] = obliging.client(
-                names[index], __import__("secfl.randomness").randomness.InsecureSeededRng(index)
-            )
+            attacker.clients[names[index]] = obliging.client(names[index], InsecureSeededRng(index))
         attacker.collect_inputs()
         honest = [index for index in range(clients) if index not in bad]
         victim = honest[0]

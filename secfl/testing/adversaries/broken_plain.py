@@ -89,7 +89,7 @@ class AnonymousAggregator(BrokenParty):
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
         """Takes messages from whoever delivers them."""
-        cohort = self.inner._spec.cohort  # type: ignore[attr-defined]  # noqa: SLF001 - of the party that it breaks
+        cohort = self.inner._spec.cohort  # noqa: SLF001 - of the party that it breaks
         named = envelope.payload[FRAME_BYTES - 2 : FRAME_BYTES]
         index = int.from_bytes(named, "little") - 1
         if len(named) != 2 or not 0 <= index < len(cohort):
@@ -105,7 +105,7 @@ class TalkativeClient(BrokenParty):
 
     def __init__(self, inner: Party) -> None:
         super().__init__(inner)
-        inputs = inner._inputs or {}  # type: ignore[attr-defined]  # noqa: SLF001 - of the party that it breaks
+        inputs = inner._inputs or {}  # noqa: SLF001 - of the party that it breaks
         self._shown = {name: words[:2].tolist() for name, words in inputs.items()}
 
     def __repr__(self) -> str:
@@ -153,7 +153,7 @@ class ForgetfulScheme(BrokenScheme):
         party = super().restore(spec, directory=directory, snapshot=snapshot)
         inputs = getattr(party, "_inputs", None)
         if inputs is not None:
-            party._inputs = {name: np.zeros_like(words) for name, words in inputs.items()}  # type: ignore[attr-defined]  # noqa: SLF001 - of the party that it breaks
+            party._inputs = {name: np.zeros_like(words) for name, words in inputs.items()}  # noqa: SLF001 - of the party that it breaks
         return party
 
 

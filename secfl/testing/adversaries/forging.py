@@ -129,26 +129,34 @@ def reseal(cast: Cast, envelope: Envelope, repair: Repair, *, present: Sequence[
 
 
 def _statements(cast: Cast, envelope: Envelope, kind: MessageType) -> Iterator[_Statement]:
+    if envelope.sender == AGGREGATOR:
+        yield from _relayed(cast, envelope.payload, kind)
+    elif envelope.sender in cast.identities:
+        yield from _own(envelope, kind)
+
+
+def _relayed(cast: Cast, payload: bytes, kind: MessageType) -> Iterator[_Statement]:
+    """The statements of clients in a message of the aggregator."""
+    if kind is MessageType.CKKS_DELIVERY:
+        lead = struct.unpack_from("<H", payload.ljust(FRAME_BYTES + 2, b"\0"), FRAME_BYTES)[0]
+        if lead < len(cast.cohort):
+            yield _Statement(FRAME_BYTES + 2, SealedKey.SIZE, Phase.CKKS_KEY, cast.cohort[lead])
+    elif kind in _ROSTERS:
+        phase, size = _ROSTERS[kind]
+        start = FRAME_BYTES + _ROSTER_BYTES
+        for index in _members(cast, payload):
+            yield _Statement(start, size, phase, cast.cohort[index])
+            start += size + SIGNATURE_BYTES
+
+
+def _own(envelope: Envelope, kind: MessageType) -> Iterator[_Statement]:
+    """The statements in a client's own message."""
     payload, sender = envelope.payload, envelope.sender
-    if sender == AGGREGATOR:
-        if kind is MessageType.CKKS_DELIVERY:
-            lead = struct.unpack_from("<H", payload.ljust(FRAME_BYTES + 2, b"\0"), FRAME_BYTES)[0]
-            if lead < len(cast.cohort):
-                yield _Statement(FRAME_BYTES + 2, SealedKey.SIZE, Phase.CKKS_KEY, cast.cohort[lead])
-        elif kind in _ROSTERS:
-            phase, size = _ROSTERS[kind]
-            start = FRAME_BYTES + _ROSTER_BYTES
-            for index in _members(cast, payload):
-                yield _Statement(start, size, phase, cast.cohort[index])
-                start += size + SIGNATURE_BYTES
-    elif sender not in cast.identities:
-        return
-    elif kind is MessageType.UNMASK:
+    if kind is MessageType.UNMASK:
         size = max(0, len(payload) - FRAME_BYTES - SIGNATURE_BYTES)
         yield _Statement(FRAME_BYTES, size, Phase.UNMASK, sender)
     elif kind is MessageType.CKKS_KEYS:
-        step = SealedKey.SIZE + SIGNATURE_BYTES
-        for start in range(FRAME_BYTES, len(payload), step):
+        for start in range(FRAME_BYTES, len(payload), SealedKey.SIZE + SIGNATURE_BYTES):
             yield _Statement(start, SealedKey.SIZE, Phase.CKKS_KEY, sender)
     elif kind in _STATEMENTS:
         phase, size = _STATEMENTS[kind]
@@ -255,7 +263,7 @@ class _Bindings:
         if len(payload) < place + SIGNATURE_BYTES:
             return
         data = bytes(payload[place + SIGNATURE_BYTES :])
-        payload[place - DIGEST_BYTES : place] = hashing(SharedRound(self._cast.spec), data)  # type: ignore[operator]
+        payload[place - DIGEST_BYTES : place] = hashing(SharedRound(self._cast.spec), data)
 
     def _delivery(self, payload: bytearray) -> None:
         """Each dealer signs the root to which its parcel and path lead."""

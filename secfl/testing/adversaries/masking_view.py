@@ -27,7 +27,17 @@ from secfl.crypto.messages import (
     Parcel,
     escrow_bytes,
 )
-from secfl.crypto.wire import AGGREGATOR_INDEX, FRAME_BYTES, MessageType, Phase, Reader, Roster, Signed, frame, take_signed
+from secfl.crypto.wire import (
+    AGGREGATOR_INDEX,
+    FRAME_BYTES,
+    MessageType,
+    Phase,
+    Reader,
+    Roster,
+    Signed,
+    frame,
+    take_signed,
+)
 from secfl.errors import RemoteProtocolError
 from secfl.testing.adversaries.forging import kind_of, masked_round
 from secfl.testing.stage import Cast

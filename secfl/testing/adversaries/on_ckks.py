@@ -57,7 +57,9 @@ def _ciphertexts(cast: Cast, stage: Stage) -> dict[int, tuple[Signed, bytes]]:
     return found
 
 
-def _decrypt(cast: Cast, index: int, header: Signed, ciphertext: bytes, key: NDArray[np.int64]) -> Mapping[str, Words]:
+def _decrypt(
+    cast: Cast, index: int, header: Signed, ciphertext: bytes, key: NDArray[np.int64]
+) -> Mapping[str, Words]:
     """One client's input in shared mode, with the key."""
     layout = SharedRound(cast.spec).layout
     total = CiphertextSum(layout)
@@ -123,17 +125,21 @@ class _NaiveClient(SharedKeyClient):
 
     __slots__ = ()
 
-    def _take_roster(self, reader: object, content: memoryview, *arguments: object, **more: object) -> dict[int, Signed]:
+    def _take_roster(
+        self, reader: object, content: memoryview, *arguments: object, **more: object
+    ) -> dict[int, Signed]:
         del content, more
         _, body_bytes = arguments
-        members = Roster.read_members(reader._data, peer=AGGREGATOR, clients=64)  # type: ignore[attr-defined]  # noqa: SLF001 - of its parent's reader
-        return dict(Roster.take(reader, members=members, body_bytes=body_bytes).members)  # type: ignore[arg-type]
+        members = Roster.read_members(reader._data, peer=AGGREGATOR, clients=64)  # noqa: SLF001 - of its parent's reader
+        return dict(Roster.take(reader, members=members, body_bytes=body_bytes).members)
 
     def _check_own(self, *_: object) -> None:
         return None
 
 
-def _ask_to_open(cast: Cast, stage: Stage, opener: ClientId, rows: Mapping[int, tuple[Signed, bytes]]) -> Mapping[str, Words]:
+def _ask_to_open(
+    cast: Cast, stage: Stage, opener: ClientId, rows: Mapping[int, tuple[Signed, bytes]]
+) -> Mapping[str, Words]:
     """Have a client decrypt these ciphertexts as the sum."""
     shared = SharedRound(cast.spec)
     roster = Roster({index: header for index, (header, _) in rows.items()}).encode()
@@ -202,7 +208,9 @@ def _chosen_ciphertext(guard: Guard) -> Outcome:
             return refused(error)
         return learned("a chosen ciphertext was decrypted")
     secret = small_polynomial(oracle._key_noise(oracle._memory.key_seed))  # noqa: SLF001 - a client uses its key
-    rounded = open_sum(zero, layout, uniforms=(_Constant(2**40),), key=secret)["update"]  # what it would return
+    rounded = open_sum(zero, layout, uniforms=(_Constant(2**40),), key=secret)[
+        "update"
+    ]  # what it would return
     # From here on the attacker works with public things and the answer only.
     every = np.resize(np.arange(-REACH, REACH + 1), DEGREE).astype(np.int64)
     known = open_sum(zero, layout, uniforms=(_Constant(2**40),), key=every)["update"]
@@ -280,7 +288,7 @@ def _copy_under_the_shared_key(guard: Guard) -> Outcome:
     cast = _cast(_SHARED)
 
     def unnamed(self: SharedKeyClient, _: int, nonce: bytes) -> Uniform:
-        return Uniform(b"shared", self._round.digest, nonce)  # noqa: SLF001 - the guard that is removed
+        return Uniform(b"shared", self._round.digest, nonce)
 
     with contextlib.ExitStack() as without:
         if guard is Guard.REMOVED:

@@ -48,7 +48,9 @@ def verdict(attacker: MaliciousAggregator, targets: tuple[int, ...], what: str) 
     if opened is None:
         return refused(next(iter(attacker.refusals), "the masks did not come off"))
     inputs = [attacker.cast.inputs[attacker.cast.cohort[target]] for target in targets]
-    assert opened == exact_sums(attacker.cast.spec.vectors, inputs), "the canaries hold, but it is another sum"
+    assert opened == exact_sums(attacker.cast.spec.vectors, inputs), (
+        "the canaries hold, but it is another sum"
+    )
     return learned(what)
 
 
@@ -90,7 +92,9 @@ class _ClientWithoutConsistency(MaskingClient):
         del content
         memory = self._memory
         shares = [
-            memory.held[index][SECRET_BYTES:] if index in memory.survivors else memory.held[index][:SECRET_BYTES]
+            memory.held[index][SECRET_BYTES:]
+            if index in memory.survivors
+            else memory.held[index][:SECRET_BYTES]
             for index in memory.members
         ]
         return self._answer(Phase.UNMASK, self._sign(Phase.UNMASK, Unmask(shares).encode()))
@@ -120,7 +124,7 @@ class _LonelyClient(ClientWithoutTranscript):
     @classmethod
     def create(cls, *arguments: object, **more: object) -> _LonelyClient:
         """Without a minimum."""
-        client = super().create(*arguments, **more)  # type: ignore[arg-type]
+        client = super().create(*arguments, **more)
         client._memory.minimum = 1  # noqa: SLF001 - this class breaks its parent
         return client
 
@@ -133,7 +137,7 @@ class _ClientWithoutMinimum(MaskingClient):
     @classmethod
     def create(cls, *arguments: object, **more: object) -> _ClientWithoutMinimum:
         """Without a minimum."""
-        client = super().create(*arguments, **more)  # type: ignore[arg-type]
+        client = super().create(*arguments, **more)
         client._memory.minimum = 1  # noqa: SLF001 - this class breaks its parent
         return client
 

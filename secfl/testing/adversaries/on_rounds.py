@@ -13,7 +13,7 @@ from unittest.mock import patch
 import numpy as np
 
 from secfl.crypto import wire
-from secfl.crypto.aggregation import Aborted, Envelope, Party
+from secfl.crypto.aggregation import Party
 from secfl.crypto.attachments import Words
 from secfl.crypto.codec import Grid, quantise
 from secfl.crypto.inputs import Accumulator
@@ -69,7 +69,9 @@ def _isolate(guard: Guard, *, others: Mapping[str, float]) -> Outcome:
     zeros: dict[ClientId, Mapping[str, Words]] = {name: {"update": np.zeros(5, np.uint32)} for name in rest}
     cast = cast.with_inputs({victim: cast.inputs[victim], **zeros})
     honest = {"learning_rate": 0.1, "model": 1.0}
-    specs = {name: _spec_of(cast, **(honest | (dict(others) if name in rest else {}))) for name in cast.cohort}
+    specs = {
+        name: _spec_of(cast, **(honest | (dict(others) if name in rest else {}))) for name in cast.cohort
+    }
     if guard is Guard.REMOVED:  # every client believes the digest that the aggregator names
         specs = dict.fromkeys(cast.cohort, specs[rest[0]])
     rng = InsecureSeededRng(1)
@@ -132,14 +134,16 @@ def _journals(cast: Cast) -> Iterator[dict[ClientId, tuple[Journal, SnapshotVaul
         yield kept
 
 
-def _enter(cast: Cast, name: ClientId, journal: Journal, vault: SnapshotVault, **changes: object) -> JournaledParty:
+def _enter(
+    cast: Cast, name: ClientId, journal: Journal, vault: SnapshotVault, **changes: object
+) -> JournaledParty:
     update = changes.get("update", PrivatizedUpdate.without_noise(cast.inputs[name]))
     return JournaledParty.enter(
         cast.scheme,
         cast.spec,
         cast.identities[name],
         directory=cast.directory,
-        draw_update=lambda: update,  # type: ignore[arg-type, return-value]
+        draw_update=lambda: update,
         rng=InsecureSeededRng(1).fork(name),
         journal=journal,
         vault=vault,
@@ -174,9 +178,7 @@ def _rollback(guard: Guard) -> Outcome:
                 snapshot=snapshots[name],
             )
 
-        return ask_for_both_secrets(
-            attacker, in_between=lambda: {name: restored(name) for name in others}
-        )
+        return ask_for_both_secrets(attacker, in_between=lambda: {name: restored(name) for name in others})
 
 
 def _retry(guard: Guard) -> Outcome:
@@ -198,7 +200,7 @@ def _retry(guard: Guard) -> Outcome:
     for index in attacker.everybody:
         attacker.show_directory(index, attacker.everybody)
     again = cast.restore(attacker.clients[victim].snapshot())
-    again._memory.inputs = second  # type: ignore[attr-defined]  # noqa: SLF001 - what a client without a journal does
+    again._memory.inputs = second  # noqa: SLF001 - what a client without a journal does
     words = []
     for party in (attacker.clients[victim], again):
         attacker.clients[victim] = party
@@ -213,7 +215,9 @@ def _retry(guard: Guard) -> Outcome:
 def _words(attacker: MaliciousAggregator, index: int) -> Words:
     """The elements of a masked input, masks and all."""
     masked = attacker.masked
-    sums = Accumulator(masked.vectors, canaries={vector.name: masked.canaries(vector) for vector in masked.vectors})
+    sums = Accumulator(
+        masked.vectors, canaries={vector.name: masked.canaries(vector) for vector in masked.vectors}
+    )
     sums.add(memoryview(attacker.inputs[index]))
     sums.reduce()
     return sums.result()["update"]
