@@ -44,7 +44,7 @@ def _breaks(row: Statement) -> str:
         return "it would break if clinics left out their noise"
     if row.broken:
         return (
-            "this many colluders defeat the cryptography, so only each clinic's own share of the noise protects, "
+            "this is more than the cryptography withstands, so only each clinic's own share of the noise protects, "
             "as in the row crypto_broken"
         )
     reasons = []

@@ -264,6 +264,8 @@ def sees(guarantee, row, s):
         return guarantee["network_sees"]
     if view == "client" and behaviour == "malicious":
         return "every_update" if guarantee["client_with_network"] == "every_update" else "sum"
+    if view == "client" and guarantee["key_mode"] == "shared":
+        return "every_update"
     return "sum"
 
 
