@@ -219,7 +219,7 @@ class RoundAccount:
             return
         noise = self._terms.noise
         dimension = self._terms.round_terms.grid.length
-        error = 0.0 if noise is None else noise.sampler().total_variation * dimension * len(survivors)
+        error = 0.0 if noise is None else noise.total_variation * dimension * len(survivors)
         self._ledger.commit(
             self._reservation,
             survivors=survivors,

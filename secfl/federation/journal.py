@@ -310,7 +310,7 @@ class Journal:
         refusals = self.entry(spec).refusals
         if len(refusals) >= MAX_REFUSALS or any(known.request == request for known in refusals):
             return
-        fields = (phase.encode(), request, sender.encode()[:64], reason.encode()[:200])
+        fields = (phase.encode(), request, _encoded(sender)[:64], _encoded(reason)[:200])
         self._append(_Kind.REFUSED, spec.run_id, _number(spec.round_id), *fields)
 
     def abandon(self, spec: RoundSpec, reason: str) -> None:
@@ -372,7 +372,7 @@ class Journal:
         for number, (stored, body) in enumerate(self._file.records()):
             try:
                 self._apply(stored, split_fields(body))
-            except (ValueError, KeyError, struct.error, LocalProtocolError):
+            except (ValueError, KeyError, IndexError, struct.error, LocalProtocolError):
                 raise LocalProtocolError(
                     f"{self._file.path}: record {number} is not one that this secfl writes"
                 ) from None
@@ -426,9 +426,15 @@ class Journal:
 
 def request_hash(envelope: Envelope) -> bytes:
     """SHA-256 over sender, recipient and payload of a request; 32 bytes."""
-    digest = hashlib.sha256(join_fields(b"request", envelope.sender.encode(), envelope.recipient.encode()))
+    names = _encoded(envelope.sender), _encoded(envelope.recipient)
+    digest = hashlib.sha256(join_fields(b"request", *names))
     digest.update(envelope.payload)
     return digest.digest()
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8, also of names that have no encoding: a peer may choose them."""
+    return text.encode(errors="surrogatepass")
 
 
 def _number(value: int) -> bytes:

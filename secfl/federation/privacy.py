@@ -250,7 +250,7 @@ def _event(plan: PrivacyPlan, config: RunConfig) -> Event:
         dimension=plan.dimension,
         sampling=Sampling.POISSON if sampled else Sampling.NONE,
         sampling_rate=plan.sampling_rate,
-        sampler_error=plan.noise_share().sampler().total_variation,
+        sampler_error=plan.noise_share().total_variation,
     )
 
 

@@ -28,11 +28,12 @@ def key_mode_name(config: SecureAggregationConfig) -> str:
 
 
 def scheme_for(spec: SchemeSpec) -> SecureAggregation:
-    """The scheme that carries out a specification; heavy libraries load only when it needs them."""
+    """The scheme that carries out a specification, and no other; heavy libraries load only when it needs them."""
     if spec.name == "ckks":
         from secfl.crypto.ckks import Ckks
+        from secfl.crypto.ckks import KeyMode as CkksKeyMode
 
-        return Ckks()
+        return Ckks(key_mode=CkksKeyMode(spec.parameter("key_mode", CkksKeyMode.SUM_KEY.value)))
     if spec.name == "masking":
         from secfl.crypto.masking import Masking
 
