@@ -113,7 +113,10 @@ class Guarantee:
         match adversary.view:
             case View.NETWORK:
                 return self.network_sees
-            case View.CLIENT | View.FINAL_MODEL:
+            case View.CLIENT:
+                # The client that opens a sum under a shared key is sent every ciphertext, and holds the key.
+                return Visibility.EVERY_UPDATE if self.key_mode == "shared" else Visibility.SUM
+            case View.FINAL_MODEL:
                 return Visibility.SUM
             case View.CRYPTO_BROKEN:
                 return Visibility.EVERY_UPDATE

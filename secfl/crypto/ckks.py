@@ -81,19 +81,24 @@ class KeyMode(StrEnum):
 
 
 class Ckks:
-    """The scheme ``ckks``. The round's specification says which key mode.
+    """The scheme ``ckks``. The round's specification says which key mode; a client may insist on one.
 
     Transcripts are not reproducible from a seed, because sealing takes its randomness from OpenSSL; the sums are.
 
     Args:
         minimum: With ``sum-key``, the client's own least number of members and survivors, where it wants more than
-            the round's threshold.
+            the round's threshold. Refused with ``shared``.
+        key_mode: The only mode that is taken part in. By default whatever the round names, which is safe where
+            the round is not proposed by the aggregator: ``shared`` protects from none that is malicious.
         threads: How many threads the masking of the key vector may use; by default the cores at hand, at most 4.
     """
 
-    __slots__ = ("_minimum", "_threads")
+    __slots__ = ("_key_mode", "_minimum", "_threads")
 
-    def __init__(self, *, minimum: int = 0, threads: int | None = None) -> None:
+    def __init__(
+        self, *, minimum: int = 0, key_mode: KeyMode | None = None, threads: int | None = None
+    ) -> None:
+        self._key_mode = key_mode
         self._minimum = minimum
         self._threads = usable_threads() if threads is None else threads
 
@@ -106,7 +111,9 @@ class Ckks:
         self, spec: RoundSpec, identity: Identity, *, directory: Directory, update: PrivatizedUpdate, rng: Rng
     ) -> Party:
         """The client's party; see `SecureAggregation.client`. With ``sum-key`` it encrypts at once."""
-        if KeyMode.of(spec) is KeyMode.SHARED:
+        if self._mode(spec) is KeyMode.SHARED:
+            if self._minimum > spec.threshold:
+                raise ConfigError("ckks: a client's own minimum needs key_mode 'sum-key'")
             return SharedKeyClient.create(
                 SharedRound(spec), identity, directory=directory, vectors=update.vectors, rng=rng
             )
@@ -126,7 +133,7 @@ class Ckks:
 
     def aggregator(self, spec: RoundSpec, *, directory: Directory) -> Party:
         """The aggregator's party; see `SecureAggregation.aggregator`."""
-        if KeyMode.of(spec) is KeyMode.SHARED:
+        if self._mode(spec) is KeyMode.SHARED:
             return SharedKeyAggregator.create(SharedRound(spec), directory=directory)
         shape = SumKeyRound(spec)
         return MaskingAggregator.create(
@@ -135,7 +142,7 @@ class Ckks:
 
     def restore(self, spec: RoundSpec, *, directory: Directory, snapshot: bytes) -> Party:
         """Continue a party; see `SecureAggregation.restore`."""
-        kind, mode = record_kind(snapshot), KeyMode.of(spec)
+        kind, mode = record_kind(snapshot), self._mode(spec)
         match mode, kind:
             case KeyMode.SHARED, _ if kind == SHARED_CLIENT_RECORD:
                 return SharedKeyClient.restore(SharedRound(spec), directory=directory, snapshot=snapshot)
@@ -160,9 +167,17 @@ class Ckks:
 
     def guarantee(self, spec: RoundSpec, *, survivors: int) -> Guarantee:
         """What each adversary sees: with ``sum-key`` what masking promises, with ``shared`` much less."""
-        if KeyMode.of(spec) is KeyMode.SHARED:
+        if self._mode(spec) is KeyMode.SHARED:
             return _shared_guarantee(SharedRound(spec), survivors=survivors)
         return _sum_key_guarantee(SumKeyRound(spec), survivors=survivors)
+
+    def _mode(self, spec: RoundSpec) -> KeyMode:
+        mode = KeyMode.of(spec)
+        if self._key_mode not in (None, mode):
+            raise ConfigError(
+                f"ckks: the round has key_mode {mode.value!r}, expected {str(self._key_mode)!r}"
+            )
+        return mode
 
 
 def _sum_key_guarantee(shape: SumKeyRound, *, survivors: int) -> Guarantee:

@@ -9,12 +9,12 @@ nothing else. A client that drops out costs the others nothing beyond masking's 
 There is no joint public key, no partial decryption and no noise flooding (docs/adr/0011-sum-key.md; compare
 Willow, Bell-Clark et al. 2024, and LERNA, Li et al., ASIACRYPT 2023).
 
-**What the aggregator learns** besides the sum of the messages is K and, from the rounding, ``E_j = Σ e_ij`` for every
-ciphertext polynomial j. That the sum of the messages is no more than the sum of the vectors is a matter of their
-encoding (`secfl.crypto.ckks_layout`). Give it everything about all survivors but two honest ones, 1 and 2. Then ``c_2`` follows
-from ``c_1`` and what it knows, because ``c_1 + c_2 = m_1 + m_2 + E' - a·K'`` with ``K' = k_1 + k_2``. So it holds RLWE
-samples ``c_1 - m_1 = e_1 - a·k_1`` whose secret and errors are conditioned on K' and E'. A coefficient x of k_1 then
-has probability proportional to
+**What the aggregator learns** besides the sum of the messages is K and, from the rounding, ``E_j = Σ e_ij`` for
+every ciphertext polynomial j. That the sum of the messages is no more than the sum of the vectors is a matter of
+their encoding (`secfl.crypto.ckks_layout`). Give it everything about all survivors but two honest ones, 1 and 2.
+Then ``c_2`` follows from ``c_1`` and what it knows, because ``c_1 + c_2 = m_1 + m_2 + E' - a·K'`` with
+``K' = k_1 + k_2``. So it holds RLWE samples ``c_1 - m_1 = e_1 - a·k_1`` whose secret and errors are conditioned on K'
+and E'. A coefficient x of k_1 then has probability proportional to
 
     exp(-x²/2σ²) · exp(-(K'-x)²/2σ²)  ~  exp(-(x - K'/2)² / (2(σ/√2)²)),
 

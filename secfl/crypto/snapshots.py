@@ -56,10 +56,11 @@ def decode_record(data: bytes, kind: str) -> dict[str, bytes]:
         hashlib.sha256(body).digest(), data[-_HASH_BYTES:]
     ):
         raise LocalProtocolError("snapshot: damaged, or not a snapshot of this version")
-    found, *flat = split_fields(body[len(_MAGIC) :])
-    if found != kind.encode():
-        raise LocalProtocolError(f"snapshot: not one of {kind}")
-    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+    with restoring("record"):
+        found, *flat = split_fields(body[len(_MAGIC) :])
+        if found != kind.encode():
+            raise LocalProtocolError(f"snapshot: not one of {kind}")
+        return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def record_kind(data: bytes) -> str:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import deque
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from secfl.crypto.aggregation import Envelope, Running
+from secfl.crypto.ckks import Ckks, KeyMode
 from secfl.crypto.ckks_layout import RoundLayout
-from secfl.crypto.ckks_ring import CiphertextSum, Uniform, encrypt, small_polynomial
+from secfl.crypto.ckks_ring import CiphertextSum, Uniform, encrypt, open_sum, small_polynomial
+from secfl.crypto.ckks_shared_client import SharedKeyClient
+from secfl.crypto.ckks_shared_messages import SharedInput
 from secfl.crypto.hazmat.ring_noise import RingNoise
 from secfl.crypto.hazmat.seal import DEGREE, MODULUS, Ring
-from secfl.types import VectorSpec
+from secfl.crypto.snapshots import decode_record
+from secfl.crypto.wire import FRAME_BYTES, MessageType, Reader, Roster
+from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from secfl.guarantees import Adversary, Behaviour, View, Visibility
+from secfl.types import AGGREGATOR, ClientId, SchemeSpec, VectorSpec, join_fields
 
 A = "a"
 
@@ -109,3 +121,72 @@ def test_the_sum_of_plaintexts_is_a_function_of_the_sum(bits, clients):
         rows = [layout.encode({"u": residues(values, bits)}, 0, 1).astype(object) for values in world]
         sums.append(sum(rows) % MODULUS)
     assert (sums[0] == sums[1]).all()
+
+
+# What one client sees under a shared key
+
+
+def shared(rounds, **changes):
+    case = rounds.Round(4, 3, scheme=Ckks(threads=1, **changes))
+    case.spec = replace(case.spec, scheme=SchemeSpec(name="ckks", parameters=(("key_mode", "shared"),)))
+    return case
+
+
+def test_the_client_that_opens_under_a_shared_key_reads_everybody_and_its_guarantee_says_so(rounds):
+    """It follows the protocol and taps no link: the guard sends it every survivor's signed ciphertext."""
+    case = shared(rounds)
+    parties = {name: case.client(name) for name in case.names}
+    parties[AGGREGATOR] = case.scheme.aggregator(case.spec, directory=case.directory)
+    queue = deque(envelope for party in parties.values() for envelope in party.start())
+    while queue and queue[0].payload[4] != MessageType.CKKS_OPEN:
+        envelope = queue.popleft()
+        queue.extend(parties[envelope.recipient].receive(envelope))
+    request = queue[0]
+    opener = parties[request.recipient]
+    assert isinstance(opener, SharedKeyClient)
+    assert isinstance(opener.state, Running)
+    content = memoryview(request.payload)[FRAME_BYTES:]
+    reader = Reader(content, peer="test")
+    members = Roster.read_members(content, peer="test", clients=4)
+    roster = Roster.take(reader, members=members, body_bytes=SharedInput.SIZE)
+    key = small_polynomial(opener._key_noise(opener._memory.key_seed))
+    for index in members:
+        layout = opener._round.layout
+        total = CiphertextSum(layout)
+        total.add(A, reader.view(layout.packed_bytes))
+        nonce = SharedInput.decode(roster.members[index].body, peer="test").nonce
+        opened = open_sum(total, layout, uniforms=(opener._uniform(index, nonce),), key=key)
+        assert opened["update"].tolist() == case.inputs[case.names[index]]["update"].tolist()
+    curious = Adversary(view=View.CLIENT, behaviour=Behaviour.CURIOUS)
+    guarantee = case.scheme.guarantee(case.spec, survivors=4)
+    assert guarantee.visibility(curious) is Visibility.EVERY_UPDATE
+    one_time = replace(case.spec, scheme=SchemeSpec(name="ckks"))
+    assert case.scheme.guarantee(one_time, survivors=4).visibility(curious) is Visibility.SUM
+
+
+def test_an_aggregator_cannot_talk_a_client_into_a_shared_key(rounds):
+    """The round's specification is proposed by the aggregator: a consistent downgrade would reach every client."""
+    insisting = shared(rounds, key_mode=KeyMode.SUM_KEY)
+    with pytest.raises(ConfigError, match="expected 'sum-key'"):
+        insisting.client("c00")
+    shared(rounds).client("c00")  # one that accepts either mode takes part
+
+
+def test_an_own_minimum_is_not_dropped_silently(rounds):
+    for spec_minimum, refused in ((4, True), (3, False)):
+        case = shared(rounds, minimum=spec_minimum)
+        if refused:
+            with pytest.raises(ConfigError, match="minimum"):
+                case.client("c00")
+        else:
+            case.client("c00")
+
+
+# Bytes and names that a parser did not expect
+
+
+@pytest.mark.parametrize("fields", [(), (b"kind", b"one"), (b"kind", b"\xff", b"one")])
+def test_a_record_with_a_valid_hash_and_strange_fields_is_a_damaged_snapshot(fields):
+    body = b"SFLR\x01" + join_fields(*fields)
+    with pytest.raises(LocalProtocolError, match="damaged"):
+        decode_record(body + hashlib.sha256(body).digest(), "kind")

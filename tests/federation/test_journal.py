@@ -18,7 +18,7 @@ from secfl.errors import LocalProtocolError, RemoteProtocolError
 from secfl.federation import journal_file
 from secfl.federation.journal import MAX_REFUSALS, START, Journal, PhaseAfter, request_hash
 from secfl.federation.journal_file import JournalFile
-from secfl.types import AGGREGATOR, ClientId, RoundId, RoundSpec, SchemeSpec, VectorSpec
+from secfl.types import AGGREGATOR, ClientId, RoundId, RoundSpec, SchemeSpec, VectorSpec, join_fields
 
 A = ClientId("a")
 BODIES = [b"", b"one", bytes(1000), b"four" * 5]
@@ -404,11 +404,20 @@ class TestRuns:
         assert path.read_bytes() == before
         assert [one.name for one in path.parent.iterdir() if one.name.endswith(".new")] == []
 
-    def test_a_record_of_another_kind_is_refused(self, journal, path):
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"\x07\x00\x00\x00\x00\x00\x00\x00surplus",
+            b"",
+            join_fields(b"entered"),
+            join_fields(b"entered", bytes(16)),
+        ],
+    )
+    def test_a_record_of_another_kind_is_refused(self, journal, path, body):
         journal.close()
         file = JournalFile(path)
         list(file.records())
-        file.append([b"\x07\x00\x00\x00\x00\x00\x00\x00surplus"])
+        file.append([body])
         file.close()
         with pytest.raises(LocalProtocolError, match="record 1 is not one that this secfl writes"):
             Journal(path, client=A)

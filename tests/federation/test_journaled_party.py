@@ -303,6 +303,16 @@ class TestOneRound:
         (kept,) = sites()[0].entry(one.spec).refusals
         assert kept.sender == AGGREGATOR
 
+    @pytest.mark.parametrize("sender", ["\ud800", "x" * 10_000, ""])
+    def test_a_request_from_a_strange_name_is_a_refusal_like_any_other(self, one, sites, sender):
+        """Where envelopes travel as JSON, a peer can choose a name that has no encoding."""
+        party = one.enter("a", *sites())
+        party.start()
+        with pytest.raises(RemoteProtocolError, match="clients take messages from the aggregator only"):
+            party.receive(Envelope(ClientId(sender), A, b"hostile"))
+        (kept,) = one.restore(*sites())._journal.entry(one.spec).refusals
+        assert len(kept.sender) <= 64
+
     def test_somebody_elses_envelope_or_journal_is_a_callers_mistake(self, one, sites):
         with pytest.raises(LocalProtocolError, match="the journal of b, expected that of a"):
             one.enter("a", *sites("b"))
