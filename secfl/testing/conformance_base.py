@@ -87,7 +87,7 @@ class Capabilities:
         transcripts: Whether transcripts follow from the seeds.
         dropouts: Whether drop-outs are tolerated.
         clients: Smallest and largest cohort to draw.
-        modulus_bits: Smallest and largest width to draw.
+        modulus_bits: Smallest and largest width that it carries exactly, in every cohort that is drawn.
         length: Longest vector to draw.
     """
 

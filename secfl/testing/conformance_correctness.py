@@ -8,7 +8,7 @@ import numpy as np
 
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, Running
 from secfl.crypto.identity import Directory, Identity
-from secfl.errors import BelowThreshold, ConfigError, LocalProtocolError, RoundAborted
+from secfl.errors import BelowThreshold, CapacityError, ConfigError, LocalProtocolError, RoundAborted
 from secfl.guarantees import Adversary, Behaviour, View, Visibility
 from secfl.randomness import ExperimentSeed, InsecureSeededRng
 from secfl.testing.conformance_base import (
@@ -21,9 +21,12 @@ from secfl.testing.conformance_base import (
 )
 from secfl.testing.faults import Fault, damage
 from secfl.testing.stage import Cast, Stage, phase_of, same_sums
-from secfl.types import AGGREGATOR, ClientId, PrivatizedUpdate
+from secfl.types import AGGREGATOR, ClientId, PrivatizedUpdate, VectorSpec
 
 __all__ = ["CorrectnessChecks"]
+
+_WIDEST = 62
+"""The widest modulus that a `VectorSpec` can name."""
 
 
 class CorrectnessChecks(SuiteBase):
@@ -148,6 +151,20 @@ class CorrectnessChecks(SuiteBase):
         )
         misnamed = cast.with_spec(scheme=replace(cast.spec.scheme, name="another-scheme"))
         self.refuses("a round of another scheme", misnamed.aggregator, ConfigError)
+
+    def test_what_does_not_fit_is_refused_beforehand(self) -> None:
+        """A width that the scheme does not carry exactly is `CapacityError` before anything is sent."""
+        high = self.capabilities.modulus_bits[1]
+        if high == _WIDEST:
+            self.not_applicable("the scheme carries every width")
+        wide = (VectorSpec(name="update", length=3, modulus_bits=_WIDEST),)
+        cast = self.cast(vectors=wide)
+        client = cast.cohort[0]
+        self.refuses(
+            f"a width of {_WIDEST} bits, where {high} are claimed",
+            lambda: cast.client(client, InsecureSeededRng(1)),
+            CapacityError,
+        )
 
     def test_misuse_is_the_callers_fault(self) -> None:
         """Starting twice, or a letter for somebody else, is `LocalProtocolError`; a client ignores deadlines."""

@@ -21,8 +21,6 @@ MASKING_PHASES = tuple(
     PhaseRule(name=name) for name in ("advertise", "share", "masked-input", "consistency", "unmask")
 )
 
-CKKS_BITS = (2, 50)
-
 
 class WithSecflsWireFormat(SecureAggregationConformance):
     examples = 8
@@ -73,7 +71,6 @@ class TestCkksShared(WithSecflsWireFormat):
             PhaseRule(name="ckks-open", quorum=Quorum.ONE),
         ),
         input_phase="ckks-input",
-        modulus_bits=CKKS_BITS,
         modulus_bits=(2, 50),
     )
 
