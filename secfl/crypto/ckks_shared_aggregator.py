@@ -21,8 +21,10 @@ from secfl.crypto.ckks_shared_messages import (
     SharedRound,
     SharedSums,
 )
+from secfl.crypto.ckks_shared_phases import SHARED_AGGREGATOR_STEPS
 from secfl.crypto.hazmat.sealed import check_hybrid_public
 from secfl.crypto.identity import SIGNATURE_BYTES, Directory
+from secfl.crypto.masking_phases import phase_accepting
 from secfl.crypto.snapshots import (
     decode_record,
     encode_record,
@@ -50,12 +52,6 @@ from secfl.types import AGGREGATOR, join_fields
 __all__ = ["AGGREGATOR_RECORD", "SharedKeyAggregator"]
 
 AGGREGATOR_RECORD: Final = "ckks-shared-aggregator"
-_PHASES: Final = {
-    MessageType.CKKS_ADVERTISE: Phase.ADVERTISE,
-    MessageType.CKKS_KEYS: Phase.CKKS_KEY,
-    MessageType.CKKS_INPUT: Phase.CKKS_INPUT,
-    MessageType.CKKS_SUMS: Phase.CKKS_OPEN,
-}
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
@@ -131,7 +127,7 @@ class SharedKeyAggregator:
             raise RemoteProtocolError(peer, "is not in the cohort of this round")
         index = self._round.spec.index(peer)
         kind, content = open_frame(envelope.payload, peer=peer, digest=self._round.digest, sender=index)
-        phase = _PHASES.get(kind)
+        phase = phase_accepting(SHARED_AGGREGATOR_STEPS, kind)
         if phase is None:
             raise RemoteProtocolError(peer, f"{kind.name.lower()} messages are not for the aggregator")
         if phase is not self._memory.phase or index not in self._due():
@@ -193,9 +189,9 @@ class SharedKeyAggregator:
         candidates = [index for index in sorted(memory.adverts) if index not in memory.leads]
         if not candidates:
             return self._abort(RoundAborted("ckks: no client dealt the round's key"))
-        memory.phase = Phase.CKKS_KEY
         memory.leads.append(candidates[0])
-        return [self._to(candidates[0], MessageType.CKKS_DIRECTORY, Roster(memory.adverts).encode())]
+        kind = self._after(Phase.ADVERTISE)
+        return [self._to(candidates[0], kind, Roster(memory.adverts).encode())]
 
     def _take_keys(self, index: int, content: memoryview) -> list[Envelope]:
         peer, memory = self._round.parties.name_of(index), self._memory
@@ -214,12 +210,8 @@ class SharedKeyAggregator:
         if len(identifiers) != 1:
             raise RemoteProtocolError(peer, "dealt different keys to different clients")
         memory.keys = keys
-        memory.phase = Phase.CKKS_INPUT
-        lead = struct.pack("<H", index)
-        return [
-            self._to(recipient, MessageType.CKKS_DELIVERY, lead, signed.encode())
-            for recipient, signed in keys.items()
-        ]
+        kind, lead = self._after(Phase.CKKS_KEY), struct.pack("<H", index)
+        return [self._to(recipient, kind, lead, signed.encode()) for recipient, signed in keys.items()]
 
     # Phase 3
 
@@ -246,10 +238,10 @@ class SharedKeyAggregator:
         candidates = [index for index in sorted(memory.headers) if index not in memory.openers]
         if not candidates:
             return self._abort(RoundAborted("ckks: no survivor opened the sum"))
-        memory.phase = Phase.CKKS_OPEN
         memory.openers.append(candidates[0])
+        kind = self._after(Phase.CKKS_INPUT)
         ciphertexts = (memory.ciphertexts[index] for index in sorted(memory.headers))
-        return [self._to(candidates[0], MessageType.CKKS_OPEN, Roster(memory.headers).encode(), *ciphertexts)]
+        return [self._to(candidates[0], kind, Roster(memory.headers).encode(), *ciphertexts)]
 
     def _take_sums(self, index: int, content: memoryview) -> list[Envelope]:
         peer, memory, shared = self._round.parties.name_of(index), self._memory, self._round
@@ -262,15 +254,18 @@ class SharedKeyAggregator:
             raise RemoteProtocolError(peer, "its sums are not the ones that it signed")
         survivors = tuple(shared.parties.name_of(place) for place in sorted(memory.headers))
         memory.result = RoundResult(sums=shared.unpack_sums(packed, peer=peer), survivors=survivors)
-        memory.phase = None
         memory.ciphertexts = {}
-        return [
-            self._to(survivor, MessageType.CKKS_CLOSE)
-            for survivor in sorted(memory.headers)
-            if survivor != index
-        ]
+        kind = self._after(Phase.CKKS_OPEN)
+        return [self._to(survivor, kind) for survivor in sorted(memory.headers) if survivor != index]
 
     # Helpers
+
+    def _after(self, phase: Phase) -> MessageType:
+        """Go on to the phase that follows, and what the aggregator sends then."""
+        step = SHARED_AGGREGATOR_STEPS[phase]
+        assert step.sends is not None
+        self._memory.phase = step.following
+        return step.sends
 
     def _end_phase(
         self, answered: dict[int, Signed], following: Callable[[], list[Envelope]]

@@ -11,7 +11,7 @@ the asker, and the chosen ciphertext ``(0, 2**40)`` gives away the key through i
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Self
 
 from secfl.crypto.aggregation import Envelope, Finished, PartyState, Running
@@ -29,9 +29,11 @@ from secfl.crypto.ckks_shared_messages import (
     key_context,
     key_identifier,
 )
+from secfl.crypto.ckks_shared_phases import SHARED_CLIENT_STEPS
 from secfl.crypto.hazmat.ring_noise import RingNoise
 from secfl.crypto.hazmat.sealed import HYBRID_SEED_BYTES, SealingKey, derive, seal_to
 from secfl.crypto.identity import SIGNATURE_BYTES, Directory, Identity
+from secfl.crypto.masking_phases import Step
 from secfl.crypto.wire import (
     AGGREGATOR_INDEX,
     MessageType,
@@ -53,11 +55,6 @@ from secfl.types import AGGREGATOR
 __all__ = ["SharedKeyClient"]
 
 _ERROR_KEY_BYTES: Final = 32
-_ACCEPTS: Final[Mapping[Phase, tuple[MessageType, ...]]] = {
-    Phase.ADVERTISE: (),
-    Phase.CKKS_KEY: (MessageType.CKKS_DIRECTORY, MessageType.CKKS_DELIVERY),
-    Phase.CKKS_OPEN: (MessageType.CKKS_OPEN, MessageType.CKKS_CLOSE),
-}
 
 
 class SharedKeyClient:
@@ -122,8 +119,7 @@ class SharedKeyClient:
             raise LocalProtocolError(f"{self._identity.name}: the party was already started")
         signed = self._sign(Phase.ADVERTISE, SealingKey(self._memory.sealing_seed).public())
         self._memory.advert = signed
-        self._memory.phase = Phase.CKKS_KEY
-        return self._send(MessageType.CKKS_ADVERTISE, signed.encode())
+        return self._go_on(SHARED_CLIENT_STEPS[Phase.ADVERTISE][0], signed.encode())
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
         """Take a request of the aggregator and answer it; see `Party.receive`."""
@@ -137,25 +133,30 @@ class SharedKeyClient:
             envelope.payload, peer=AGGREGATOR, digest=self._round.digest, sender=AGGREGATOR_INDEX
         )
         phase = self._memory.phase
-        if phase is None or kind not in _ACCEPTS[phase]:
+        steps = () if phase is None else SHARED_CLIENT_STEPS[phase]
+        step = next((one for one in steps if one.accepts is kind), None)
+        if step is None:
             raise RemoteProtocolError(AGGREGATOR, f"unexpected {kind.name.lower()} message")
-        match kind:
-            case MessageType.CKKS_DIRECTORY:
-                return self._deal(content)
-            case MessageType.CKKS_DELIVERY:
-                return self._encrypt(content)
-            case MessageType.CKKS_OPEN:
-                return self._open(content)
-            case _:
-                return self._close(content)
+        return self._go_on(step, *self._handler(kind)(content))
 
     def phase_over(self) -> list[Envelope]:
         """Nothing: a client collects from nobody."""
         return []
 
+    def _handler(self, kind: MessageType) -> Callable[[memoryview], tuple[bytes, ...]]:
+        match kind:
+            case MessageType.CKKS_DIRECTORY:
+                return self._deal
+            case MessageType.CKKS_DELIVERY:
+                return self._encrypt
+            case MessageType.CKKS_OPEN:
+                return self._open
+            case _:
+                return self._close
+
     # Phase 2: this client is the lead
 
-    def _deal(self, content: memoryview) -> list[Envelope]:
+    def _deal(self, content: memoryview) -> tuple[bytes, ...]:
         memory = self._memory
         if not memory.lead_seed:
             raise RemoteProtocolError(AGGREGATOR, "asked twice for the round's key")
@@ -179,11 +180,11 @@ class SharedKeyClient:
             body = SealedKey(recipient=index, identifier=identifier, box=box).encode()
             parts.append(self._sign(Phase.CKKS_KEY, body).encode())
         memory.lead_seed = b""  # it comes back in the delivery, like everybody's
-        return self._send(MessageType.CKKS_KEYS, *parts)
+        return tuple(parts)
 
     # Phase 3: input
 
-    def _encrypt(self, content: memoryview) -> list[Envelope]:
+    def _encrypt(self, content: memoryview) -> tuple[bytes, ...]:
         memory, digest = self._memory, self._round.digest
         check_size(content, 2 + SealedKey.SIZE + SIGNATURE_BYTES, peer=AGGREGATOR)
         reader = Reader(content, peer=AGGREGATOR)
@@ -221,12 +222,11 @@ class SharedKeyClient:
         memory.key_seed = seed
         memory.inputs = None
         memory.sealing_seed = memory.lead_seed = memory.error_key = b""
-        memory.phase = Phase.CKKS_OPEN
-        return self._send(MessageType.CKKS_INPUT, memory.header.encode(), ciphertext)
+        return memory.header.encode(), ciphertext
 
     # Phase 4: this client is the opener
 
-    def _open(self, content: memoryview) -> list[Envelope]:
+    def _open(self, content: memoryview) -> tuple[bytes, ...]:
         memory, shared = self._memory, self._round
         reader = Reader(content, peer=AGGREGATOR)
         headers = self._take_roster(
@@ -260,17 +260,13 @@ class SharedKeyClient:
         body = SharedSums(
             survivors_digest=shared.survivors_digest(headers), sums_digest=shared.sums_digest(packed)
         ).encode()
-        self._finish()
-        return self._send(MessageType.CKKS_SUMS, self._sign(Phase.CKKS_OPEN, body).encode(), packed)
+        memory.key_seed = b""
+        return self._sign(Phase.CKKS_OPEN, body).encode(), packed
 
-    def _close(self, content: memoryview) -> list[Envelope]:
+    def _close(self, content: memoryview) -> tuple[bytes, ...]:
         check_size(content, 0, peer=AGGREGATOR)
-        self._finish()
-        return []
-
-    def _finish(self) -> None:
         self._memory.key_seed = b""
-        self._memory.phase = None
+        return ()
 
     # Helpers
 
@@ -314,8 +310,12 @@ class SharedKeyClient:
     def _sign(self, phase: Phase, body: bytes) -> Signed:
         return sign_body(self._identity, phase, digest=self._round.digest, body=body)
 
-    def _send(self, kind: MessageType, *parts: bytes) -> list[Envelope]:
-        head = frame(kind, digest=self._round.digest, sender=self._index)
+    def _go_on(self, step: Step, *parts: bytes) -> list[Envelope]:
+        """Move on, and the one envelope that this step sends, if it sends one."""
+        self._memory.phase = step.following
+        if step.sends is None:
+            return []
+        head = frame(step.sends, digest=self._round.digest, sender=self._index)
         return [Envelope(self._identity.name, AGGREGATOR, b"".join((head, *parts)))]
 
     # Snapshots

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from secfl.crypto.aggregation import Envelope, Running
+from secfl.crypto.aggregation import Running
 from secfl.crypto.ckks import Ckks, KeyMode
 from secfl.crypto.ckks_layout import RoundLayout
 from secfl.crypto.ckks_ring import CiphertextSum, Uniform, encrypt, open_sum, small_polynomial
@@ -19,9 +19,9 @@ from secfl.crypto.hazmat.ring_noise import RingNoise
 from secfl.crypto.hazmat.seal import DEGREE, MODULUS, Ring
 from secfl.crypto.snapshots import decode_record
 from secfl.crypto.wire import FRAME_BYTES, MessageType, Reader, Roster
-from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from secfl.errors import ConfigError, LocalProtocolError
 from secfl.guarantees import Adversary, Behaviour, View, Visibility
-from secfl.types import AGGREGATOR, ClientId, SchemeSpec, VectorSpec, join_fields
+from secfl.types import AGGREGATOR, SchemeSpec, VectorSpec, join_fields
 
 A = "a"
 
