@@ -5,9 +5,11 @@ taken away, where it must succeed, and against the real ones, where it must not.
 ``python -m secfl.testing.adversaries`` plays them and prints what each of them learned.
 
 - `secfl.testing.adversaries.on_masking`: a malicious aggregator alone;
+- `secfl.testing.adversaries.on_cohorts`: small cohorts and low thresholds;
 - `secfl.testing.adversaries.on_rounds`: other models, tasks and rounds, restarts, numbers that are none;
 - `secfl.testing.adversaries.on_members`: malicious clients;
-- `secfl.testing.adversaries.on_ckks`: both key modes;
+- `secfl.testing.adversaries.on_shared_key`: what a key in every client allows;
+- `secfl.testing.adversaries.on_ckks`: copied and malformed ciphertexts;
 - `secfl.testing.adversaries.broken_masking`, `secfl.testing.adversaries.broken_plain`: broken schemes, the negative
   controls of the conformance suite;
 - `secfl.testing.adversaries.forging`: signing again what was tampered with.
@@ -25,6 +27,14 @@ __all__ = ["every_attack"]
 
 def every_attack() -> tuple[Attack, ...]:
     """All attacks, those on masking first."""
-    from secfl.testing.adversaries import on_ckks, on_masking, on_members, on_rounds
+    from secfl.testing.adversaries import (
+        on_ckks,
+        on_cohorts,
+        on_masking,
+        on_members,
+        on_rounds,
+        on_shared_key,
+    )
 
-    return (*on_masking.ATTACKS, *on_rounds.ATTACKS, *on_members.ATTACKS, *on_ckks.ATTACKS)
+    modules = (on_masking, on_cohorts, on_rounds, on_members, on_shared_key, on_ckks)
+    return tuple(attack for module in modules for attack in module.ATTACKS)
