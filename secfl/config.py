@@ -110,6 +110,8 @@ class DataConfig(_Section):
         source: A folder ``<site>/images``, ``<site>/masks``, or ``phantom``.
         phantom_images: Images per site of the phantom (train and test together).
         image_size: Side of the phantom's images, pixels.
+        phantom_target: What is to be found: the deep ``vein`` with any thrombus in it, the ``thrombus`` alone, or
+            all ``tissues`` (skin and fat, muscle, bone, artery, vein).
         test_fraction: Share of each site's patients kept for the test where there is no ``splits.json``.
         normalization: Of folder images, inside the field of view: one mean and deviation per image and channel,
             or ``local`` ones around every pixel, which also removes uneven illumination.
@@ -118,6 +120,7 @@ class DataConfig(_Section):
     source: str = "phantom"
     phantom_images: int = Field(default=60, ge=8, le=100_000)
     image_size: int = Field(default=96, ge=32, le=1024)
+    phantom_target: Literal["vein", "thrombus", "tissues"] = "vein"
     test_fraction: float = Field(default=0.25, gt=0, lt=1)
     normalization: Literal["zscore", "local"] = "zscore"
 
@@ -134,11 +137,13 @@ class ModelConfig(_Section):
         name: A model family of the registry.
         channels: Feature maps per level of the U-Net.
         normalization: Layers that neither mix patients nor keep running statistics.
+        test_time_augmentation: ``flips`` averages predictions over mirror images, at four times the time.
     """
 
     name: str = "unet"
     channels: tuple[int, ...] = (16, 16, 32, 64, 128)
     normalization: Literal["instance", "group"] = "instance"
+    test_time_augmentation: Literal["none", "flips"] = "none"
 
 
 class TrainingConfig(_Section):

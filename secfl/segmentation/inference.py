@@ -16,7 +16,8 @@ __all__ = ["TestTimeAugmentation", "predict", "probabilities"]
 TestTimeAugmentation: TypeAlias = Literal["none", "flips"]
 
 _WHOLE_IMAGE_SIDE = 1024
-_BATCH_PIXELS = 8 * 256 * 256
+_BATCH_PIXELS = 256 * 256
+"""Per batch. Larger ones leave the processor's cache and take 1.6 times as long for the same images."""
 
 
 def predict(

@@ -61,6 +61,7 @@ def load_dataset(config: RunConfig) -> Dataset:
             size=data.image_size,
             test_fraction=data.test_fraction,
             seed=seed,
+            target=data.phantom_target,
         )
     dataset = read_folder(
         Path(data.source), test_fraction=data.test_fraction, seed=seed, normalization=data.normalization
@@ -196,9 +197,13 @@ class SegmentationTask:
     def evaluate(self, site: str, state: State) -> SiteMetrics:
         """Metrics of a model on a site's test images, inside the field of view."""
         from secfl.segmentation.metrics import measure
+        from secfl.segmentation.training import deterministic
 
         cases = self._dataset.sites[site].test
-        return measure(cases, self._predict(cases, state), classes=self._dataset.classes)
+        predictions = self._predict(cases, state)
+        # Single masks are too small for threads to be worth their synchronisation.
+        with deterministic(1):
+            return measure(cases, predictions, classes=self._dataset.classes)
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:
         """The first few test cases with prediction."""
@@ -250,6 +255,7 @@ class SegmentationTask:
                 self._model(state),
                 [case.image for case in cases],
                 multiple=self._spec.multiple,
+                augmentation=self._config.model.test_time_augmentation,
             )
 
 

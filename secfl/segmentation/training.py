@@ -7,6 +7,7 @@ and round, and the learning rate follows from the position in the whole run: a r
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,11 @@ def resolve_device(device: Device) -> torch.device:
     """
     if device is Device.CUDA and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device; expected auto or cpu on this machine")
-    return torch.device("cuda" if device is not Device.CPU and torch.cuda.is_available() else "cpu")
+    if device is Device.CPU or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # cuBLAS repeats its sums only with a fixed workspace, and reads this before its first use.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return torch.device("cuda")
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def test_any_size_and_order(augmentation):
 
 def test_images_of_one_shape_share_a_batch_up_to_a_limit():
     model = Threshold()
-    predict(model, images(*[(256, 256)] * 11, (8, 8)), multiple=4)
-    assert [shape[0] for shape in model.batches] == [8, 3, 1]
+    predict(model, images(*[(128, 128)] * 6, (8, 8), (300, 300)), multiple=4)
+    assert [shape[0] for shape in model.batches] == [4, 2, 1, 1]
 
 
 def test_flips_make_the_prediction_follow_the_mirrored_image():

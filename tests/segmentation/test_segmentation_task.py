@@ -78,6 +78,21 @@ class TestPhantom:
         assert 0 <= found.dice <= 1
         assert found == task.evaluate("clinic-3", task.initial_state())
 
+    def test_several_classes(self):
+        task = build_task(config(data={"phantom_target": "tissues"}))
+        state = task.train("clinic-1", task.initial_state(), round_index=0).state
+        assert 0 < task.evaluate("clinic-1", state).dice < 1
+        assert (
+            len(np.unique(task.previews("clinic-1", state)[0].pixels[:, 32:64].reshape(-1, 3), axis=0)) >= 5
+        )
+
+    def test_flips_at_test_time_change_the_prediction(self):
+        plain, flipped = (
+            build_task(config(model={"test_time_augmentation": mode})) for mode in ("none", "flips")
+        )
+        state = plain.train("clinic-1", plain.initial_state(), round_index=0).state
+        assert plain.evaluate("clinic-1", state) != flipped.evaluate("clinic-1", state)
+
     def test_previews(self, task):
         shown = task.previews("clinic-1", task.initial_state())
         assert [preview.site for preview in shown] == ["clinic-1"] * 2

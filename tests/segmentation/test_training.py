@@ -121,6 +121,7 @@ class TestDevice:
 
     def test_auto_takes_cuda_where_there_is_one(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         assert resolve_device(Device.AUTO).type == "cuda"
         assert resolve_device(Device.CPU).type == "cpu"
 

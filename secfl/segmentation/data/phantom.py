@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,8 @@ CT_WINDOW = (-160.0, 240.0)
 """Hounsfield units that are mapped to -1..1 for training: the usual soft tissue window."""
 
 SLICES_PER_PATIENT = 2
+
+Target: TypeAlias = Literal["vein", "thrombus", "tissues"]
 
 
 class Tissue(IntEnum):
@@ -64,6 +67,20 @@ _HOUNSFIELD: Mapping[Tissue, float] = {
     Tissue.VEIN: 150.0,
     Tissue.THROMBUS: 48.0,
 }
+
+
+_CLASSES: Mapping[Target, Mapping[str, tuple[Tissue, ...]]] = {
+    "vein": {"vein": (Tissue.VEIN, Tissue.THROMBUS)},
+    "thrombus": {"thrombus": (Tissue.THROMBUS,)},
+    "tissues": {
+        "skin and fat": (Tissue.SKIN, Tissue.FAT),
+        "muscle": (Tissue.MUSCLE,),
+        "bone": (Tissue.BONE, Tissue.MARROW),
+        "artery": (Tissue.ARTERY,),
+        "vein": (Tissue.VEIN, Tissue.THROMBUS),
+    },
+}
+"""Foreground classes of a target and the tissues that belong to them. All else is background."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,9 +262,15 @@ def _grid(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def make_phantom_dataset(
-    *, sites: int, images_per_site: int, size: int, test_fraction: float, seed: ExperimentSeed
+    *,
+    sites: int,
+    images_per_site: int,
+    size: int,
+    test_fraction: float,
+    seed: ExperimentSeed,
+    target: Target = "vein",
 ) -> Dataset:
-    """The embedded default task: find the deep vein, thrombus included.
+    """The embedded default task: find the deep vein, thrombus included, or another target.
 
     Args:
         sites: Number of sites, named ``clinic-1``, ``clinic-2``, … (zero-padded).
@@ -255,7 +278,9 @@ def make_phantom_dataset(
         size: Side of the images, pixels.
         test_fraction: Share of each site's patients kept for the test.
         seed: Draws sites, patients and noise.
+        target: Which tissues make up the classes.
     """
+    class_of = _class_of_tissue(target)
     digits = len(str(sites))
     made = {}
     for index in range(sites):
@@ -263,7 +288,7 @@ def make_phantom_dataset(
         scanner = scanner_of_site(index, seed)
         cases = {}
         for number in range(images_per_site):
-            case = _case(scanner, index=index, number=number, size=size, seed=seed)
+            case = _case(scanner, index=index, number=number, size=size, seed=seed, class_of=class_of)
             cases[case.name] = case
         split = draw_split(
             {case.name: case.patient for case in cases.values()},
@@ -276,10 +301,26 @@ def make_phantom_dataset(
             train=tuple(cases[stem] for stem in split.train),
             test=tuple(cases[stem] for stem in split.test),
         )
-    return Dataset(sites=made, channels=1, classes=2, class_names=("background", "vein"), is_phantom=True)
+    names = ("background", *_CLASSES[target])
+    return Dataset(sites=made, channels=1, classes=len(names), class_names=names, is_phantom=True)
 
 
-def _case(scanner: Scanner, *, index: int, number: int, size: int, seed: ExperimentSeed) -> Case:
+def _class_of_tissue(target: Target) -> NDArray[np.uint8]:
+    table = np.zeros(len(Tissue), dtype=np.uint8)
+    for label, tissues in enumerate(_CLASSES[target].values(), start=1):
+        table[list(tissues)] = label
+    return table
+
+
+def _case(
+    scanner: Scanner,
+    *,
+    index: int,
+    number: int,
+    size: int,
+    seed: ExperimentSeed,
+    class_of: NDArray[np.uint8],
+) -> Case:
     patient, part = divmod(number, SLICES_PER_PATIENT)
     noise = seed.generator(f"phantom/slice/{index}/{number}")
     phantom = make_phantom(
@@ -295,6 +336,6 @@ def _case(scanner: Scanner, *, index: int, number: int, size: int, seed: Experim
         name=f"{number:05d}",
         patient=f"{patient:05d}",
         image=image[None].astype(np.float32),
-        labels=(phantom.labels >= Tissue.VEIN).astype(np.uint8),
+        labels=class_of[phantom.labels],
         spacing=(phantom.pixel, phantom.pixel),
     )

@@ -80,6 +80,34 @@ class TestDataset:
             assert set(counts) == {2}
 
 
+class TestTargets:
+    @pytest.mark.parametrize(
+        ("target", "names"),
+        [
+            ("vein", ("background", "vein")),
+            ("thrombus", ("background", "thrombus")),
+            ("tissues", ("background", "skin and fat", "muscle", "bone", "artery", "vein")),
+        ],
+    )
+    def test_classes_and_labels(self, target, names):
+        data = dataset(target=target, images_per_site=20)
+        assert data.class_names == names
+        assert data.classes == len(names)
+        found = {
+            label for site in data.sites.values() for case in site.train for label in np.unique(case.labels)
+        }
+        assert found == set(range(len(names)))
+
+    def test_they_are_parts_of_one_anatomy(self):
+        vein, thrombus, tissues = (
+            dataset(target=target).sites["clinic-3"].train for target in ("vein", "thrombus", "tissues")
+        )
+        for whole, part, all_labels in zip(vein, thrombus, tissues, strict=True):
+            np.testing.assert_array_equal(whole.image, part.image)
+            np.testing.assert_array_equal(all_labels.labels == 5, whole.labels == 1)
+            assert (whole.labels >= part.labels).all()
+
+
 class TestAnatomy:
     @pytest.fixture
     def drawn(self):
