@@ -317,7 +317,7 @@ def dequantise(
         raise LocalProtocolError(f"codec: sum of shape {total.shape}, the grid has {grid.length} coordinates")
     if not (math.isfinite(divisor) and divisor > 0):
         raise LocalProtocolError(f"codec: divisor {divisor}, expected a finite number above 0")
-    signed = total if total.dtype == np.int64 else centre(total, bits=bits)  # type: ignore[arg-type]
+    signed = total if total.dtype == np.int64 else centre(total, bits=bits)  # type: ignore[arg-type]  # int64 was just ruled out
     return np.multiply(signed, 1 / (grid.scale * divisor), dtype=np.float64)
 
 

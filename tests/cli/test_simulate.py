@@ -80,6 +80,9 @@ class TestFlags:
             "delta": 1e-6,
             "clip": 0.5,
             "accept_weak": True,
+            "dp_schedule": "round",
+            "sampling_rate": 0.2,
+            "steps": 11,
             "insecure_test_noise": 8,
             "dropout": 0.1,
             "engine": "inprocess",
@@ -294,8 +297,11 @@ class TestRun:
     def test_a_finished_run_is_not_resumed(self, finished, capsys):
         assert "finished" in refusal(capsys, "--resume", finished[2])
 
-    def test_an_interrupted_run_says_how_to_go_on_and_ends_in_the_same_model(self, finished, tmp_path):
-        (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
+    def test_an_interrupted_run_says_how_to_go_on_and_ends_in_the_same_model(self, tmp_path):
+        # Enough rounds that the signal arrives in time on a fast machine.
+        (tmp_path / "tiny.toml").write_text(TINY.replace("rounds = 6", "rounds = 30"), encoding="utf-8")
+        whole = start("--config", "tiny.toml", "--out", "whole", "--json", "--quiet", cwd=tmp_path)
+        expected = json.loads(whole.communicate()[0])["final_model_sha256"]
         process = start("--config", "tiny.toml", "--out", "my run", cwd=tmp_path)
         for line in process.stderr:
             if line.startswith("round 1/"):
@@ -310,7 +316,7 @@ class TestRun:
         out, err = resumed.communicate()
         assert resumed.returncode == 0, err
         assert "going on after round" in err
-        assert json.loads(out)["final_model_sha256"] == finished[0]["final_model_sha256"]
+        assert json.loads(out)["final_model_sha256"] == expected
 
     def test_people_get_a_table_and_the_next_step(self, finished, capsys, tiny, tmp_path):
         run = tmp_path / "shown"
