@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,6 +121,12 @@ class Workshop:
 
 def fixed_clock() -> str:
     return "2026-01-02T03:04:05Z"
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """Tests do not wait for the disk: that a write is followed by an fsync has a test of its own."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture
