@@ -130,7 +130,8 @@ def find_repeats(runs: Sequence[Slots]) -> Alarm | None:
 
 def _ones(runs: Sequence[Slots], slot: tuple[str, str, int]) -> NDArray[np.int64]:
     rows = np.array([np.frombuffer(run[slot], np.uint8) for run in runs])
-    return np.unpackbits(rows, axis=1, bitorder="little").sum(axis=0, dtype=np.int64)
+    ones: NDArray[np.int64] = np.unpackbits(rows, axis=1, bitorder="little").sum(axis=0, dtype=np.int64)
+    return ones
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -132,7 +132,7 @@ class Cast:
         """The same cohort with other inputs."""
         return replace(self, inputs=inputs)
 
-    def with_spec(self, **changes: object) -> Cast:
+    def with_spec(self, **changes: Any) -> Cast:
         """The same cohort in another round: ``changes`` are fields of `RoundSpec`."""
         return replace(self, spec=replace(self.spec, **changes))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ class TalkativeClient(BrokenParty):
 
     def __init__(self, inner: Party) -> None:
         super().__init__(inner)
-        inputs = inner._inputs or {}  # noqa: SLF001 - of the party that it breaks
+        inputs = self.inner._inputs or {}  # noqa: SLF001 - of the party that it breaks
         self._shown = {name: words[:2].tolist() for name, words in inputs.items()}
 
     def __repr__(self) -> str:
@@ -150,7 +151,7 @@ class ForgetfulScheme(BrokenScheme):
 
     def restore(self, spec: RoundSpec, *, directory: Directory, snapshot: bytes) -> Party:
         """Loses the input."""
-        party = super().restore(spec, directory=directory, snapshot=snapshot)
+        party: Any = super().restore(spec, directory=directory, snapshot=snapshot)
         inputs = getattr(party, "_inputs", None)
         if inputs is not None:
             party._inputs = {name: np.zeros_like(words) for name, words in inputs.items()}  # noqa: SLF001 - of the party that it breaks

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from secfl.crypto.aggregation import Envelope, Party
 from secfl.crypto.ckks_shared_messages import (
@@ -176,7 +176,8 @@ def own_up(liar: Party, *, before: bytes, after: bytes) -> None:
         before: The payload that it made.
         after: The payload that was sent in its name.
     """
-    own = getattr(liar, "inner", liar)._memory.own  # noqa: SLF001 - a liar changes its own memory
+    inner: Any = getattr(liar, "inner", liar)
+    own = inner._memory.own  # noqa: SLF001 - a liar changes its own memory
     for phase, statement in own.items():
         end = FRAME_BYTES + len(statement.encode())
         if statement.encode() == before[FRAME_BYTES:end]:
@@ -258,7 +259,9 @@ class _Bindings:
         place = FRAME_BYTES + header
         payload[place - DIGEST_BYTES : place] = covered
 
-    def _last_hash(self, payload: bytearray, size: int, hashing: object) -> None:
+    def _last_hash(
+        self, payload: bytearray, size: int, hashing: Callable[[SharedRound, bytes], bytes]
+    ) -> None:
         place = FRAME_BYTES + size
         if len(payload) < place + SIGNATURE_BYTES:
             return

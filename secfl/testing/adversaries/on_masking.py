@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -23,7 +24,7 @@ from secfl.testing.adversaries.attacks import Attack, Guard, Outcome, learned, r
 from secfl.testing.adversaries.broken_masking import BrokenMasking, ClientWithoutTranscript, ObligingClient
 from secfl.testing.adversaries.broken_plain import CredulousDirectory
 from secfl.testing.adversaries.masking_view import MaliciousAggregator
-from secfl.testing.stage import Cast, Stage, exact_sums, same_sums
+from secfl.testing.stage import DEFAULT_VECTORS, Cast, Stage, exact_sums, same_sums
 from secfl.types import ClientId, SchemeSpec, VectorSpec
 
 __all__ = ["ATTACKS", "ask_for_both_secrets", "attacker_on", "verdict"]
@@ -32,11 +33,14 @@ _MASKING = SchemeSpec(name="masking")
 
 
 def attacker_on(
-    scheme: Masking, *, clients: int = 4, threshold: int = 3, vectors: tuple[VectorSpec, ...] | None = None
+    scheme: Masking,
+    *,
+    clients: int = 4,
+    threshold: int = 3,
+    vectors: tuple[VectorSpec, ...] = DEFAULT_VECTORS,
 ) -> MaliciousAggregator:
     """A malicious aggregator and its clients."""
-    more = {} if vectors is None else {"vectors": vectors}
-    cast = Cast.make(scheme, _MASKING, clients=clients, threshold=threshold, **more)
+    cast = Cast.make(scheme, _MASKING, clients=clients, threshold=threshold, vectors=vectors)
     rng = InsecureSeededRng(1)
     return MaliciousAggregator(cast, {name: cast.client(name, rng.fork(name)) for name in cast.cohort})
 
@@ -121,7 +125,7 @@ class _LonelyClient(ClientWithoutTranscript):
     __slots__ = ()
 
     @classmethod
-    def create(cls, *arguments: object, **more: object) -> _LonelyClient:
+    def create(cls, *arguments: Any, **more: Any) -> _LonelyClient:
         """Without a minimum."""
         client = super().create(*arguments, **more)
         client._memory.minimum = 1  # noqa: SLF001 - this class breaks its parent
@@ -134,7 +138,7 @@ class _ClientWithoutMinimum(MaskingClient):
     __slots__ = ()
 
     @classmethod
-    def create(cls, *arguments: object, **more: object) -> _ClientWithoutMinimum:
+    def create(cls, *arguments: Any, **more: Any) -> _ClientWithoutMinimum:
         """Without a minimum."""
         client = super().create(*arguments, **more)
         client._memory.minimum = 1  # noqa: SLF001 - this class breaks its parent

@@ -237,7 +237,7 @@ def _replayed_signature(guard: Guard) -> Outcome:
     """A client sends another client's signed message under its own name."""
     cast = Cast.make(Masking(threads=1), _MASKING, clients=4, threshold=3)
     rng = InsecureSeededRng(1)
-    thief, victim = cast.cohort[:2]
+    thief = cast.cohort[0]
     stage = Stage(cast, rng=rng)
     stage.start()
     stolen = bytearray(stage.in_flight[1].payload)
@@ -247,7 +247,6 @@ def _replayed_signature(guard: Guard) -> Outcome:
         if guard is Guard.REMOVED:
             without.enter_context(patch.object(masking_aggregator, "verify_body", lambda *_, **__: None))
         stage.carry(until=lambda now: len(now.in_flight) <= len(cast.cohort) - 1)
-    del victim
     if stage.refusals:
         return refused(stage.refusals[0].error)
     return learned("one client's keys, taken for those of two")

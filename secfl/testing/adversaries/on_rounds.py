@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -135,15 +136,15 @@ def _journals(cast: Cast) -> Iterator[dict[ClientId, tuple[Journal, SnapshotVaul
 
 
 def _enter(
-    cast: Cast, name: ClientId, journal: Journal, vault: SnapshotVault, **changes: object
+    cast: Cast, name: ClientId, journal: Journal, vault: SnapshotVault, update: PrivatizedUpdate | None = None
 ) -> JournaledParty:
-    update = changes.get("update", PrivatizedUpdate.without_noise(cast.inputs[name]))
+    contribution = PrivatizedUpdate.without_noise(cast.inputs[name]) if update is None else update
     return JournaledParty.enter(
         cast.scheme,
         cast.spec,
         cast.identities[name],
         directory=cast.directory,
-        draw_update=lambda: update,
+        draw_update=lambda: contribution,
         rng=InsecureSeededRng(1).fork(name),
         journal=journal,
         vault=vault,
@@ -199,7 +200,7 @@ def _retry(guard: Guard) -> Outcome:
     attacker.start()
     for index in attacker.everybody:
         attacker.show_directory(index, attacker.everybody)
-    again = cast.restore(attacker.clients[victim].snapshot())
+    again: Any = cast.restore(attacker.clients[victim].snapshot())
     again._memory.inputs = second  # noqa: SLF001 - what a client without a journal does
     words = []
     for party in (attacker.clients[victim], again):

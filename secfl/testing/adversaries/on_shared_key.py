@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -152,7 +153,7 @@ class _NaiveClient(SharedKeyClient):
     __slots__ = ()
 
     def _take_roster(
-        self, reader: object, content: memoryview, *arguments: object, **more: object
+        self, reader: Any, content: memoryview, *arguments: Any, **more: Any
     ) -> dict[int, Signed]:
         del content, more
         _, body_bytes = arguments
