@@ -237,6 +237,8 @@ def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )
 
 
@@ -299,7 +301,7 @@ class TestRun:
 
     def test_an_interrupted_run_says_how_to_go_on_and_ends_in_the_same_model(self, tmp_path):
         # Enough rounds that the signal arrives in time on a fast machine.
-        (tmp_path / "tiny.toml").write_text(TINY.replace("rounds = 6", "rounds = 30"), encoding="utf-8")
+        (tmp_path / "tiny.toml").write_text(TINY.replace("rounds = 6", "rounds = 20"), encoding="utf-8")
         whole = start("--config", "tiny.toml", "--out", "whole", "--json", "--quiet", cwd=tmp_path)
         expected = json.loads(whole.communicate()[0])["final_model_sha256"]
         process = start("--config", "tiny.toml", "--out", "my run", cwd=tmp_path)
