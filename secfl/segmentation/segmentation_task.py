@@ -246,7 +246,7 @@ class SegmentationTask:
             )
             return state_of(model), loss
 
-    def _predict(self, cases: Sequence[Case], state: State) -> list:
+    def _predict(self, cases: Sequence[Case], state: State) -> list[NDArray[np.uint8]]:
         from secfl.segmentation.inference import predict
         from secfl.segmentation.training import deterministic
 

@@ -148,4 +148,4 @@ def crop_side(samples: Sequence[Sample], *, crop: int, multiple: int) -> int:
     """Side of the training crops: as configured, or the largest image; rounded up to the model's multiple."""
     largest = max(max(sample.labels.shape) for sample in samples)
     side = min(crop, largest) if crop else largest
-    return -(-side // multiple) * multiple
+    return math.ceil(side / multiple) * multiple

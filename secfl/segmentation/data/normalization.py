@@ -56,4 +56,5 @@ def _remove_local(values: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDA
     variance = gaussian_filter(centred**2, width, mode="constant") / weight
     # A floor keeps the noise of featureless regions from being blown up to the size of structure.
     floor = 0.1 * variance[inside].mean() + 1e-12
-    return centred / np.sqrt(np.maximum(variance, floor)) * inside
+    result: NDArray[np.float64] = centred / np.sqrt(np.maximum(variance, floor)) * inside
+    return result

@@ -282,7 +282,7 @@ def make_phantom_dataset(
     """
     class_of = _class_of_tissue(target)
     digits = len(str(sites))
-    made = {}
+    made: dict[str, SiteData] = {}
     for index in range(sites):
         name = client_id(f"clinic-{index + 1:0{digits}d}")
         scanner = scanner_of_site(index, seed)

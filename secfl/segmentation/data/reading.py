@@ -54,7 +54,8 @@ def read_binary_mask(path: Path) -> NDArray[np.bool_]:
         raise DataError(
             f"{path}: expected a binary mask with values 0 and 255, or 0 and 1; found {len(found)} values"
         )
-    return pixels != 0
+    mask: NDArray[np.bool_] = pixels != 0
+    return mask
 
 
 def _read(path: Path) -> NDArray[np.generic]:
