@@ -4,9 +4,10 @@
 
 Each message is an honest one that was damaged (`secfl.testing.faults`). Half of them are then signed again with the
 valid keys of their signers, half of these after the hashes inside were made good as well, so that they get past
-signatures and digests and reach what lies behind. A party that refuses must stay where it was and blame the sender
-(or, for what the aggregator only relays, the client who made it). A party that accepts must be able to go on: its
-snapshot must restore, and for one accepted message in twenty the whole round is carried to its end.
+signatures and digests and reach what lies behind. What is not signed again must be refused. A party that refuses must
+stay where it was and blame the sender (or, for what the aggregator only relays, the client who made it). A party that
+accepts must be able to go on: its snapshot must restore, and for one accepted message in twenty the whole round is
+carried to its end.
 """
 
 from __future__ import annotations
@@ -248,6 +249,7 @@ class _Fuzzer:
         self._name = name
         self._report = report
         self._moments = _moments(target, seed=seed)
+        self._honest = {moment.envelope.payload for moment in self._moments}
         self._parties: dict[int, tuple[Party, int]] = {}
         self._accepted = 0
 
@@ -262,6 +264,8 @@ class _Fuzzer:
         payload = damage(honest.payload, fault, source=source, other=other)
         if source.integers(0, 4) == 0:
             payload = damage(payload or b"\0", _FAULTS[int(source.integers(0, len(_FAULTS)))], source=source)
+        while payload in self._honest:  # a splice can give another honest message
+            payload = damage(payload, Fault.FLIP, source=source)
         hostile = Envelope(honest.sender, honest.recipient, payload)
         hostile = reseal(moment.cast, hostile, repair, present=moment.present)
         party, used = self._parties.pop(place, (None, 0))
@@ -282,6 +286,8 @@ class _Fuzzer:
             self._fail(number, moment, f"{fault}, {repair}: {error!r}")
         else:
             outcome = Outcome.ACCEPTED
+            if repair is Repair.NOTHING:
+                self._fail(number, moment, f"{fault}: accepted without a valid signature")
             self._go_on(number, moment, hostile, party, f"{fault}, {repair}")
         role = "aggregator" if honest.recipient == AGGREGATOR else "client"
         signed = "no" if repair is Repair.NOTHING else "yes"

@@ -84,6 +84,11 @@ class TestPlantedFaults:
                     target.message(number, source)
         assert any("later in the round: ZeroDivisionError" in failure.what for failure in report.failures)
 
+    def test_a_missing_signature_check_is_found(self):
+        with patch.object(masking_aggregator, "verify_body", lambda *_, **__: None):
+            report = fuzz(300, schemes=["masking"])
+        assert any("accepted without a valid signature" in failure.what for failure in report.failures)
+
     def test_wrong_blame_is_found(self):
         honest = MaskingClient.receive
 
