@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+
+_LARGE = 1 << 20  # bytes; above, `show` leaves the form of each line to `verify`
 
 _Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, a ledger file, or a folder with an account.")
@@ -61,7 +64,7 @@ def show(
         reading = Account.read(account).reading().to_json()
         typer.echo(json.dumps(reading, indent=2) if as_json else ledger_table.account_text(reading), nl=True)
         return
-    verdict = _verify(run, delta=delta)
+    verdict = _verify(run, delta=delta, quick_above=_LARGE)
     if as_json:
         typer.echo(json.dumps(verdict.to_json(), indent=2))
     elif markdown:
@@ -217,12 +220,22 @@ def _print_verdict(verdict: Verdict) -> None:
 
 
 def _verify(
-    run: Path, *, keys: Path | None = None, checkpoint: Path | None = None, delta: float | None = None
+    run: Path,
+    *,
+    keys: Path | None = None,
+    checkpoint: Path | None = None,
+    delta: float | None = None,
+    quick_above: float = math.inf,
 ) -> Verdict:
-    from secfl.ledger.verify import verify_file
+    from secfl.ledger.verify import Depth, verify_file
 
+    path = _ledger_file(run)
     return verify_file(
-        _ledger_file(run), directory=_directory(keys), checkpoint=_kept(checkpoint), delta=_checked(delta)
+        path,
+        directory=_directory(keys),
+        checkpoint=_kept(checkpoint),
+        delta=_checked(delta),
+        depth=Depth.QUICK if path.stat().st_size > quick_above else Depth.FULL,
     )
 
 

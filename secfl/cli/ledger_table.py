@@ -123,6 +123,10 @@ def _footer(verdict: Verdict) -> list[str]:
     if assumptions:
         lines.append("assumptions:")
         lines += [f"- {item.name}: {item.statement}" for item in assumptions.values()]
+    if verdict.depth == "quick":
+        lines.append(
+            "a large ledger: hashes, chain and signatures hold; secfl ledger verify checks each line's form"
+        )
     if row.unprotected:
         lines.append("unprotected:")
         lines += [f"- {sentence}" for sentence in row.unprotected]

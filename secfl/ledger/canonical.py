@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from json.encoder import encode_basestring
 from typing import Any, Final
 
 import rfc8785
@@ -30,10 +31,25 @@ def canonical(value: Any) -> bytes:
     Raises:
         ConfigError: The value has no JSON form (NaN, infinity, an integer beyond 2**53 - 1, other types).
     """
+    quick = _quickly(value)
+    if quick is not None:
+        return quick
     try:
         return bytes(rfc8785.dumps(value))
     except (rfc8785.CanonicalizationError, RecursionError, UnicodeError) as error:
         raise ConfigError(f"value without a canonical JSON form: {error}") from None
+
+
+def _quickly(value: Any) -> bytes | None:
+    """The same for the plain values that most fields hold, many times faster; ``None`` for all others."""
+    kind = type(value)
+    if kind is str:
+        return encode_basestring(value).encode("ascii") if value.isascii() else None
+    if kind is int:
+        return b"%d" % value if -_MAX_INTEGER <= value <= _MAX_INTEGER else None
+    if kind is list and all(type(item) is str and item.isascii() for item in value):
+        return b"[" + ",".join(map(encode_basestring, value)).encode("ascii") + b"]"
+    return None
 
 
 def parse_line(line: bytes) -> JsonObject:

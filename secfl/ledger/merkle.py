@@ -52,14 +52,16 @@ class MerkleTree:
 
     def append(self, leaf: bytes) -> None:
         """Add one leaf hash (32 bytes)."""
-        height = 0
-        self._levels[0].append(leaf)
-        while len(self._levels[height]) % 2 == 0:
-            if height + 1 == len(self._levels):
-                self._levels.append([])
-            pair = self._levels[height][-2:]
-            self._levels[height + 1].append(node_hash(*pair))
+        levels = self._levels
+        level, height = levels[0], 0
+        level.append(leaf)
+        while not len(level) & 1:
+            node = node_hash(level[-2], level[-1])
             height += 1
+            if height == len(levels):
+                levels.append([])
+            level = levels[height]
+            level.append(node)
 
     def root(self, size: int | None = None) -> bytes:
         """Root of the first ``size`` leaves (all by default); RFC 9162, section 2.1.1."""

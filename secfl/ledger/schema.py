@@ -43,6 +43,7 @@ _SIZES: Final[dict[str, tuple[type[str | list[Any] | dict[str, Any]], bool]]] = 
     "minItems": (list, True),
     "minProperties": (dict, True),
 }
+_MEMBERS: Final = frozenset({"properties", "required", "additionalProperties", "propertyNames"})
 _IGNORED: Final = frozenset({"$schema", "$id", "$defs", "title", "description"})
 
 
@@ -75,10 +76,9 @@ class _Compiler:
     def compile(self, schema: dict[str, Any]) -> Check:
         checks: list[Check] = []
         for keyword, argument in schema.items():
-            if keyword in _IGNORED or keyword in {"required", "additionalProperties", "propertyNames"}:
-                continue
-            checks.append(self._keyword(keyword, argument))
-        if any(keyword in schema for keyword in ("required", "additionalProperties", "propertyNames")):
+            if keyword not in _IGNORED and keyword not in _MEMBERS:
+                checks.append(self._keyword(keyword, argument))
+        if any(keyword in schema for keyword in _MEMBERS):
             checks.append(self._members(schema))
         if len(checks) == 1:
             return checks[0]
@@ -97,9 +97,6 @@ class _Compiler:
             "pattern": _pattern_check,
             "uniqueItems": lambda _: _unique_check,
             "items": lambda part: _items_check(self.compile(part)),
-            "properties": lambda parts: _properties_check(
-                {name: self.compile(part) for name, part in parts.items()}
-            ),
             "oneOf": self._one_of,
             "anyOf": lambda parts: _any_check([self.compile(part) for part in parts]),
         }
@@ -108,10 +105,14 @@ class _Compiler:
         return makers[keyword](argument)
 
     def _reference(self, name: str) -> Check:
+        done = self._done
+
         def check(value: Any, path: str) -> str | None:
-            if name not in self._done:
-                self._done[name] = self.compile(self._definitions[name])
-            return self._done[name](value, path)
+            # Looked up late, because definitions refer to themselves.
+            found = done.get(name)
+            if found is None:
+                found = done[name] = self.compile(self._definitions[name])
+            return found(value, path)
 
         return check
 
@@ -137,11 +138,16 @@ class _Compiler:
         return check
 
     def _members(self, schema: dict[str, Any]) -> Check:
-        known = frozenset(schema.get("properties", {}))
+        parts = {name: self.compile(part) for name, part in schema.get("properties", {}).items()}
         required = tuple(schema.get("required", ()))
         extra = schema.get("additionalProperties", True)
         extra_check = self.compile(extra) if isinstance(extra, dict) else None
         name_check = self.compile(schema["propertyNames"]) if "propertyNames" in schema else None
+
+        def unknown(name: str, member: Any, path: str) -> str | None:
+            if extra is False:
+                return f"{_join(path, name)}: unknown member"
+            return None if extra_check is None else extra_check(member, _join(path, name))
 
         def check(value: Any, path: str) -> str | None:
             if not isinstance(value, dict):
@@ -152,11 +158,9 @@ class _Compiler:
             for name, member in value.items():
                 if name_check is not None and name_check(name, path) is not None:
                     return f"{_join(path, name)}: not an allowed name"
-                if name in known:
-                    continue
-                if extra is False:
-                    return f"{_join(path, name)}: unknown member"
-                if extra_check is not None and (problem := extra_check(member, _join(path, name))):
+                part = parts.get(name)
+                problem = unknown(name, member, path) if part is None else part(member, _join(path, name))
+                if problem is not None:
                     return problem
             return None
 
@@ -164,8 +168,9 @@ class _Compiler:
 
 
 def _join(path: str, name: str) -> str:
-    shown = name if len(name) <= 64 else name[:61] + "..."
-    return f"{path}.{shown}" if path else shown
+    if len(name) > 64:
+        name = name[:61] + "..."
+    return f"{path}.{name}" if path else name
 
 
 def _first_problem(checks: tuple[Check, ...], value: Any, path: str) -> str | None:
@@ -177,7 +182,10 @@ def _first_problem(checks: tuple[Check, ...], value: Any, path: str) -> str | No
 
 
 def _type_check(names: str | list[str]) -> Check:
-    allowed = [names] if isinstance(names, str) else names
+    if isinstance(names, str):
+        only = _TYPES[names]
+        return lambda value, path: None if only(value) else f"{path}: expected {names}"
+    allowed = names
     tests = tuple(_TYPES[name] for name in allowed)
     words = " or ".join(allowed)
 
@@ -246,17 +254,6 @@ def _items_check(item_check: Check) -> Check:
         if isinstance(value, list):
             for position, item in enumerate(value):
                 if problem := item_check(item, f"{path}[{position}]"):
-                    return problem
-        return None
-
-    return check
-
-
-def _properties_check(checks: dict[str, Check]) -> Check:
-    def check(value: Any, path: str) -> str | None:
-        if isinstance(value, dict):
-            for name, member_check in checks.items():
-                if name in value and (problem := member_check(value[name], _join(path, name))):
                     return problem
         return None
 

@@ -73,6 +73,7 @@ class LedgerState:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     closed: Checkpoint | None = None
     _header: RunHeader | None = None
+    _seen_survivors: set[tuple[ClientId, ...]] = field(default_factory=set)
 
     @property
     def header(self) -> RunHeader:
@@ -92,10 +93,11 @@ class LedgerState:
         Raises:
             LedgerCorrupted: The entry contradicts those before it; the message names the field.
         """
-        if entry.index != self.size:
+        size = len(self.tree)
+        if entry.index != size:
             raise LedgerCorrupted(
-                self.size,
-                f"index: {entry.index}, expected {self.size} (an entry was removed, repeated or moved)",
+                size,
+                f"index: {entry.index}, expected {size} (an entry was removed, repeated or moved)",
             )
         if self.closed is not None:
             raise LedgerCorrupted(entry.index, "type: nothing may follow the close entry")
@@ -167,13 +169,10 @@ class LedgerState:
 
     def _commit(self, index: int, body: JsonObject) -> None:
         self._pending(index, body["reservation"])
-        survivors = tuple(ClientId(name) for name in body["survivors"])
-        if list(survivors) != sorted(survivors) or not set(survivors) <= set(self.header.cohort):
-            raise LedgerCorrupted(index, "body.survivors: expected enrolled clients, sorted")
-        if len(survivors) < self.header.threshold:
-            raise LedgerCorrupted(
-                index, f"body.survivors: {len(survivors)}, fewer than the threshold {self.header.threshold}"
-            )
+        survivors = tuple(body["survivors"])
+        if survivors not in self._seen_survivors:
+            self._check_survivors(index, survivors)
+            self._seen_survivors.add(survivors)
         self.commits[body["reservation"]] = Commit(
             index=index,
             survivors=survivors,
@@ -181,6 +180,15 @@ class LedgerState:
             wrap_probability=float(body["wrap_probability"]),
             total_variation=float(body["total_variation"]),
         )
+
+    def _check_survivors(self, index: int, survivors: tuple[ClientId, ...]) -> None:
+        header = self.header
+        if list(survivors) != sorted(survivors) or not set(survivors) <= set(header.cohort):
+            raise LedgerCorrupted(index, "body.survivors: expected enrolled clients, sorted")
+        if len(survivors) < header.threshold:
+            raise LedgerCorrupted(
+                index, f"body.survivors: {len(survivors)}, fewer than the threshold {header.threshold}"
+            )
 
     def _pending(self, index: int, reservation: int) -> None:
         if reservation not in self.reservations:

@@ -11,19 +11,30 @@ from secfl.crypto.identity import Directory
 from secfl.errors import ConfigError, LedgerCorrupted
 from secfl.ledger.checkpoints import Checkpoint, check_kept
 from secfl.ledger.entry import KeyCustody
-from secfl.ledger.reader import replay
+from secfl.ledger.reader import replay, skim
 from secfl.ledger.state import LedgerState
 from secfl.ledger.statement import Statement
 from secfl.ledger.views import statements
 from secfl.ledger.words import plural
 
-__all__ = ["CANNOT_PROVE", "Status", "Verdict", "load", "verify_file"]
+__all__ = ["CANNOT_PROVE", "Depth", "Status", "Verdict", "load", "verify_file"]
 
 CANNOT_PROVE = (
     "that a site really clipped, sampled and added its noise as stated",
     "that a site's data are what it says they are, or that its host is not watched",
     "that nothing left a site outside the recorded rounds",
 )
+
+
+class Depth(StrEnum):
+    """How much of the file is checked.
+
+    ``full``: everything. ``quick``: hashes, chain, rules between entries, roots and signatures, but not the
+    form of each line; for display of large files.
+    """
+
+    FULL = "full"
+    QUICK = "quick"
 
 
 class Status(StrEnum):
@@ -45,6 +56,7 @@ class Verdict:
         missing: Enrolled clients that did not.
         root: Merkle root over all entries, hexadecimal.
         keys_pinned: Whether the keys were given, or taken from the file itself.
+        depth: How much of the file was checked.
         simulated: Whether one process held all keys, so that nothing was hidden from it.
         proves: What is now certain, one sentence each.
         cannot_prove: What no file can prove.
@@ -58,6 +70,7 @@ class Verdict:
     missing: tuple[str, ...]
     root: str
     keys_pinned: bool
+    depth: Depth
     simulated: bool
     proves: tuple[str, ...]
     cannot_prove: tuple[str, ...]
@@ -73,6 +86,7 @@ class Verdict:
             "missing": list(self.missing),
             "root": self.root,
             "keys_pinned": self.keys_pinned,
+            "depth": self.depth.value,
             "simulated": self.simulated,
             "proves": list(self.proves),
             "cannot_prove": list(self.cannot_prove),
@@ -80,7 +94,7 @@ class Verdict:
         }
 
 
-def load(path: Path | str) -> LedgerState:
+def load(path: Path | str, *, depth: Depth = Depth.FULL) -> LedgerState:
     """Read a ledger and check form, hashes, chain, roots and signatures.
 
     Raises:
@@ -91,7 +105,7 @@ def load(path: Path | str) -> LedgerState:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    found = replay(data)
+    found = replay(data) if depth is Depth.FULL else skim(data)
     if found.fragment:
         raise LedgerCorrupted(
             found.state.size,
@@ -107,6 +121,7 @@ def verify_file(
     directory: Directory | None = None,
     checkpoint: Checkpoint | None = None,
     delta: float | None = None,
+    depth: Depth = Depth.FULL,
 ) -> Verdict:
     """Verify a ledger and derive its statements.
 
@@ -116,12 +131,13 @@ def verify_file(
             only shows that it is consistent with itself.
         checkpoint: One that a client kept: shows that nothing before it was changed or cut off.
         delta: δ of the statements; the header's by default.
+        depth: How much of the file is checked.
 
     Raises:
         ConfigError: The file cannot be read.
         LedgerCorrupted: It does not verify; names the first wrong entry and its field.
     """
-    state = load(path)
+    state = load(path, depth=depth)
     header = state.header
     if directory is not None and dict(directory.keys) != dict(header.directory.keys):
         raise LedgerCorrupted(0, "body.keys: not the keys that were given")
@@ -143,6 +159,7 @@ def verify_file(
         missing=tuple(name for name in header.cohort if name not in signers),
         root=state.tree.root().hex(),
         keys_pinned=directory is not None,
+        depth=depth,
         simulated=header.custody is KeyCustody.ONE_PROCESS,
         proves=_proves(state, pinned=directory is not None, kept=checkpoint is not None),
         cannot_prove=CANNOT_PROVE,

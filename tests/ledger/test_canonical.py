@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +35,26 @@ def test_members_are_sorted_and_spaces_left_out():
 def test_what_is_written_is_read_back_and_written_the_same(value):
     line = canonical(value)
     assert canonical(parse_line(line)) == line
+
+
+PLAIN = st.one_of(
+    st.text(),
+    st.text('\\"/\b\f\n\r\t\x00\x1f\x7fa'),
+    st.integers(),
+    st.booleans(),
+    st.lists(st.text(max_size=3), max_size=3),
+)
+
+
+@given(PLAIN)
+def test_the_quick_way_gives_the_same_bytes(value):
+    try:
+        slow = rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError:
+        with pytest.raises(ConfigError):
+            canonical(value)
+    else:
+        assert canonical(value) == slow
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 2**53, object(), {1: 2}])

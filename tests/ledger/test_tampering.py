@@ -17,6 +17,7 @@ from secfl.errors import LedgerCorrupted
 from secfl.ledger import PrivacyLedger
 from secfl.ledger.canonical import canonical, parse_line
 from secfl.ledger.entry import GENESIS, encode_entry
+from secfl.ledger.reader import replay, skim
 from secfl.ledger.verify import load, verify_file
 
 SHARED_FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -275,6 +276,24 @@ def test_each_outer_field_is_named(lines, tmp_path, name):
         assert found.entry == victim
         # Another type makes another body; the message then names the first member that is missing.
         assert name in str(found) or (name == "type" and "body." in str(found))
+
+
+def test_a_quick_look_finds_the_same(lines, tmp_path):
+    """Skimming checks less, but what it lets through has the hashes, chain and signatures of the real one."""
+    whole = b"".join(line + b"\n" for line in lines)
+    assert skim(whole).state.tree.root() == replay(whole).state.tree.root()
+    for victim, line in enumerate(lines):
+        for damaged in (
+            line.replace(b":", b": ", 1),
+            line[:-2] + b"x" + line[-1:],
+            line.replace(b"a", b"b", 1),
+        ):
+            if damaged == line:
+                continue
+            changed = b"".join(other + b"\n" for other in [*lines[:victim], damaged, *lines[victim + 1 :]])
+            with pytest.raises(LedgerCorrupted) as caught:
+                skim(changed)
+            assert caught.value.entry == victim
 
 
 def test_a_line_in_another_spelling_is_refused(lines, tmp_path):
