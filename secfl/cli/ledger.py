@@ -206,6 +206,10 @@ def _print_verdict(verdict: Verdict) -> None:
         typer.echo(SIMULATED)
     if verdict.missing:
         typer.echo(f"not signed by {', '.join(verdict.missing)}")
+    if verdict.findings:
+        typer.echo("departs from the plan:")
+        for line in verdict.findings:
+            typer.echo(f"  {line}")
     typer.echo("this proves:")
     for line in verdict.proves:
         typer.echo(f"  {line}")

@@ -269,5 +269,5 @@ def event_from_plan(plan: PrivacyPlan, *, release: int = 0, count: int = 1) -> N
         sampling=Sampling.POISSON if plan.sampling_rate < 1 else Sampling.NONE,
         sampling_rate=plan.sampling_rate,
         count=count,
-        sampler_error=plan.noise_share(release).sampler().total_variation,
+        sampler_error=plan.noise_share(release).total_variation,
     )

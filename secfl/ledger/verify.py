@@ -11,6 +11,7 @@ from secfl.crypto.identity import Directory
 from secfl.errors import ConfigError, LedgerCorrupted
 from secfl.ledger.checkpoints import Checkpoint, check_kept
 from secfl.ledger.entry import KeyCustody
+from secfl.ledger.plans import plan_findings
 from secfl.ledger.reader import replay, skim
 from secfl.ledger.state import LedgerState
 from secfl.ledger.statement import Statement
@@ -58,6 +59,7 @@ class Verdict:
         keys_pinned: Whether the keys were given, or taken from the file itself.
         depth: How much of the file was checked.
         simulated: Whether one process held all keys, so that nothing was hidden from it.
+        findings: Where what was recorded departs from the stated plan.
         proves: What is now certain, one sentence each.
         cannot_prove: What no file can prove.
         statements: ε per adversary, computed just now.
@@ -72,6 +74,7 @@ class Verdict:
     keys_pinned: bool
     depth: Depth
     simulated: bool
+    findings: tuple[str, ...]
     proves: tuple[str, ...]
     cannot_prove: tuple[str, ...]
     statements: tuple[Statement, ...]
@@ -88,6 +91,7 @@ class Verdict:
             "keys_pinned": self.keys_pinned,
             "depth": self.depth.value,
             "simulated": self.simulated,
+            "findings": list(self.findings),
             "proves": list(self.proves),
             "cannot_prove": list(self.cannot_prove),
             "views": [statement.to_json() for statement in self.statements],
@@ -161,6 +165,7 @@ def verify_file(
         keys_pinned=directory is not None,
         depth=depth,
         simulated=header.custody is KeyCustody.ONE_PROCESS,
+        findings=plan_findings(state),
         proves=_proves(state, pinned=directory is not None, kept=checkpoint is not None),
         cannot_prove=CANNOT_PROVE,
         statements=tuple(statements(state, delta)),

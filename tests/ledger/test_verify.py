@@ -6,8 +6,10 @@ import sys
 import pytest
 
 from secfl.crypto.identity import Directory
+from secfl.dp.plan import PrivacyPlan
 from secfl.errors import ConfigError, LedgerCorrupted
-from secfl.ledger import PrivacyLedger, Witness
+from secfl.guarantees import UnitOfPrivacy
+from secfl.ledger import NonPrivate, PrivacyLedger, Witness, event_from_plan
 from secfl.ledger.checkpoints import Checkpoint
 from secfl.ledger.verify import Status, verify_file
 
@@ -93,6 +95,59 @@ def test_both_accountants_are_run_each_time(closed):
 def test_delta_can_be_chosen(closed):
     tight, loose = verify_file(closed[0], delta=1e-9), verify_file(closed[0], delta=1e-3)
     assert tight.statements[0].epsilon > loose.statements[0].epsilon
+
+
+class TestPlans:
+    def plan(self, **changes):
+        values = {"unit": UnitOfPrivacy.PATIENT, "clip_norm": 1.0, "grid_norm": 4096, "dimension": 1000}
+        values |= {"noise_multiplier": 1.0, "releases": 10, "cohort_size": 5, "threshold": 4, "delta": 1e-5}
+        return PrivacyPlan(**(values | {"sampling_rate": 0.04} | changes))
+
+    def findings(self, workshop, tmp_path, plan, event, rounds=1):
+        path = tmp_path / "planned.jsonl"
+        with PrivacyLedger.create(path, workshop.header(plan=plan.to_dict())) as ledger:
+            for _ in range(rounds):
+                ledger.commit(ledger.reserve(event, workshop.guarantee()))
+        return verify_file(path).findings
+
+    def test_a_run_that_follows_its_plan(self, workshop, tmp_path):
+        plan = self.plan()
+        assert self.findings(workshop, tmp_path, plan, event_from_plan(plan, count=5), rounds=2) == ()
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"noise_multiplier": 0.9}, "noise_multiplier"),
+            ({"sampling_rate": 0.05}, "sampling_rate"),
+            ({"grid_norm": 8192}, "sensitivity"),
+            ({"dimension": 999}, "dimension"),
+        ],
+    )
+    def test_another_mechanism_is_named(self, workshop, tmp_path, changes, named):
+        (finding,) = self.findings(workshop, tmp_path, self.plan(), event_from_plan(self.plan(**changes)))
+        assert finding.startswith("entry 1 records " + named)
+
+    def test_more_releases_than_planned(self, workshop, tmp_path):
+        plan = self.plan()
+        assert self.findings(workshop, tmp_path, plan, event_from_plan(plan, count=11)) == (
+            "11 releases count as spent, the plan has 10",
+        )
+
+    def test_a_release_without_privacy(self, workshop, tmp_path):
+        (finding,) = self.findings(
+            workshop, tmp_path, self.plan(), NonPrivate(reason="a seed made the noise")
+        )
+        assert "a seed made the noise" in finding
+
+    def test_a_header_that_contradicts_its_plan(self, workshop, tmp_path):
+        plan = self.plan(threshold=5, delta=1e-6)
+        found = self.findings(workshop, tmp_path, plan, event_from_plan(plan))
+        assert [finding.split()[3] for finding in found] == ["delta", "threshold"]
+
+    def test_a_plan_of_another_program(self, workshop, tmp_path):
+        path = tmp_path / "other.jsonl"
+        PrivacyLedger.create(path, workshop.header(plan={"sigma": 3})).release()
+        assert "not one that this program can read" in verify_file(path).findings[0]
 
 
 def test_no_file(tmp_path):
