@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+
+import pytest
 
 from secfl.benchmarking.suite import run_suite
 from secfl.benchmarking.workload import Workload
@@ -47,3 +50,15 @@ def test_blocks_and_files_must_match(project, tmp_path):
     done = paste(project, page)
     assert done.returncode == 1
     assert "the page has blocks ['large'], the files are []" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+def test_no_figure_in_a_page_was_typed_by_hand(project, tmp_path, name):
+    text = (project / name).read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- benchmark: (\S+) -->", text)
+    assert blocks
+    page = tmp_path / "page.md"
+    page.write_text(text, encoding="utf-8")
+    done = paste(project, page, *(project / "docs" / "figures" / f"{block}.json" for block in blocks))
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8") == text
