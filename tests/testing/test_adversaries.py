@@ -68,6 +68,12 @@ def test_every_line_of_the_protocol_has_an_attacker(line):
     assert [attack.name for attack in ATTACKS.values() if line in attack.line]
 
 
+@pytest.mark.parametrize("line", REFUSED)
+def test_the_lines_are_those_of_the_protocol_page(project, line):
+    page = " ".join((project / "docs" / "protocol.md").read_text(encoding="utf-8").split())
+    assert line in page.partition("## 5 What is refused")[2].partition("## 6")[0]
+
+
 def test_the_names_are_distinct():
     assert len(ATTACKS) == len(every_attack())
 
@@ -91,7 +97,7 @@ class TestCollusion:
 
     @staticmethod
     def split(clients, threshold, colluders):
-        """Colluders confirm two sets of survivors and answer twice; the honest ones are split between the sets.
+        """The strategy of the bound: colluders confirm two sets of survivors and answer twice, the honest are split.
 
         The colluders' own inputs are known to the attacker, so they may be among any survivors.
         """
