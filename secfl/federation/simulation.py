@@ -19,7 +19,6 @@ from secfl.federation.accounts import RunAccounts
 from secfl.federation.client import SiteClient
 from secfl.federation.coordinator import RoundOutcome, run_round
 from secfl.federation.inprocess import InProcessDriver
-from secfl.federation.local_work import LocalWork, PatientStep, TrainAndClip
 from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
 from secfl.federation.offer import RoundOffer
 from secfl.federation.privacy import RunTerms, run_terms
@@ -27,8 +26,9 @@ from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec, sends_before_input
 from secfl.federation.server_optimizer import Adam, ServerOptimizer, server_optimizer
 from secfl.federation.state import count_parameters
-from secfl.randomness import ExperimentSeed, InsecureSeededRng, Rng, SystemRng
-from secfl.segmentation.task import PatientTask, SiteMetrics, State, Task
+from secfl.federation.work import local_work
+from secfl.randomness import ExperimentSeed, SystemRng
+from secfl.segmentation.task import SiteMetrics, State, Task
 from secfl.types import ClientId, client_id
 
 __all__ = ["resume", "simulate"]
@@ -223,7 +223,7 @@ class _Simulation:
         return [
             SiteClient(
                 identity,
-                work=self._work(identity.name),
+                work=local_work(identity.name, config=self.config, task=self.task, terms=self.terms),
                 scheme=scheme_for(scheme_spec(self.config.secure_agg)),
                 directory=directory,
                 terms=self.terms.round_terms,
@@ -231,27 +231,6 @@ class _Simulation:
             )
             for identity in self.identities
         ]
-
-    def _work(self, name: ClientId) -> LocalWork:
-        """Patient by patient, or a round of training, with noise from the system or (for tests) from a seed."""
-        privacy, terms = self.config.privacy, self.terms
-        seed = privacy.insecure_test_noise
-        source: Rng = SystemRng() if seed is None else InsecureSeededRng(seed)
-        if terms.patient_clip is None:
-            return TrainAndClip(
-                name, task=self.task, terms=terms.round_terms, noise=terms.noise, noise_rng=source
-            )
-        assert isinstance(self.task, PatientTask)
-        assert terms.noise is not None
-        return PatientStep(
-            name,
-            task=self.task,
-            terms=terms.round_terms,
-            clip=terms.patient_clip,
-            sampling_rate=privacy.sampling_rate,
-            noise=terms.noise,
-            secret=source,
-        )
 
     def _round(self, clients: list[SiteClient]) -> None:
         """One round of training, tried again with fresh keys while too few clients remain."""
