@@ -1,0 +1,46 @@
+"""What a run is: typed, validated, hashed into every artefact.
+
+A `RunConfig` comes from a TOML file and from flags; flags win. Unknown keys and impossible combinations are
+refused with the key's name and what was expected.
+"""
+
+from secfl.config.loading import load_config
+from secfl.config.run import CONFIG_FORMAT_VERSION, RunConfig, check_cohort, default_threshold
+from secfl.config.sections import (
+    FOLDER_DEFAULTS,
+    DataConfig,
+    Device,
+    DpMode,
+    DpSchedule,
+    Engine,
+    KeyMode,
+    ModelConfig,
+    PrivacyConfig,
+    Scheme,
+    SecureAggregationConfig,
+    ServerOptimizerName,
+    TrainingConfig,
+    Weighting,
+)
+
+__all__ = [
+    "CONFIG_FORMAT_VERSION",
+    "FOLDER_DEFAULTS",
+    "DataConfig",
+    "Device",
+    "DpMode",
+    "DpSchedule",
+    "Engine",
+    "KeyMode",
+    "ModelConfig",
+    "PrivacyConfig",
+    "RunConfig",
+    "Scheme",
+    "SecureAggregationConfig",
+    "ServerOptimizerName",
+    "TrainingConfig",
+    "Weighting",
+    "check_cohort",
+    "default_threshold",
+    "load_config",
+]

@@ -1,0 +1,238 @@
+"""The sections of a run's configuration, and the words they use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "FOLDER_DEFAULTS",
+    "DataConfig",
+    "Device",
+    "DpMode",
+    "DpSchedule",
+    "Engine",
+    "KeyMode",
+    "ModelConfig",
+    "PrivacyConfig",
+    "Scheme",
+    "Section",
+    "SecureAggregationConfig",
+    "ServerOptimizerName",
+    "TrainingConfig",
+    "Weighting",
+]
+
+
+class Scheme(StrEnum):
+    """How updates are added."""
+
+    PLAIN = "plain"
+    MASKING = "masking"
+    CKKS = "ckks"
+
+
+class KeyMode(StrEnum):
+    """Who holds the CKKS key."""
+
+    SHARED = "shared"
+    SUM_KEY = "sum-key"
+
+
+class DpMode(StrEnum):
+    """Whose presence differential privacy hides."""
+
+    OFF = "off"
+    CLIENT = "client"
+    PATIENT = "patient"
+
+
+class Engine(StrEnum):
+    """Who carries the envelopes."""
+
+    INPROCESS = "inprocess"
+
+
+class ServerOptimizerName(StrEnum):
+    """What the server does with the opened mean."""
+
+    AVERAGE = "average"
+    MOMENTUM = "momentum"
+    ADAM = "adam"
+
+
+class DpSchedule(StrEnum):
+    """What is aggregated under ``--dp patient``: every step, or rounds of several local steps."""
+
+    STEP = "step"
+    ROUND = "round"
+
+
+class Weighting(StrEnum):
+    """How clients count in the average."""
+
+    EQUAL = "equal"
+    SIZE = "size"
+
+
+class Device(StrEnum):
+    """Where the model is trained."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Section(BaseModel):
+    """A table of the file: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=False, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the images are.
+
+    Attributes:
+        source: A folder ``<site>/images``, ``<site>/masks``, or ``phantom``.
+        phantom_images: Images per site of the phantom (train and test together).
+        image_size: Side of the phantom's images, pixels.
+        phantom_target: What is to be found: the deep ``vein`` with any thrombus in it, the ``thrombus`` alone, or
+            all ``tissues`` (skin and fat, muscle, bone, artery, vein).
+        test_fraction: Share of each site's patients kept for the test where there is no ``splits.json``.
+        normalization: Of folder images, inside the field of view: one mean and deviation per image and channel,
+            or ``local`` ones around every pixel, which also removes uneven illumination.
+    """
+
+    source: str = "phantom"
+    phantom_images: int = Field(default=60, ge=8, le=100_000)
+    image_size: int = Field(default=96, ge=32, le=1024)
+    phantom_target: Literal["vein", "thrombus", "tissues"] = "vein"
+    test_fraction: float = Field(default=0.25, gt=0, lt=1)
+    normalization: Literal["zscore", "local"] = "zscore"
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the embedded generator makes the images."""
+        return self.source == "phantom"
+
+
+class ModelConfig(Section):
+    """What is trained.
+
+    Attributes:
+        name: A model family of the registry.
+        channels: Feature maps per level of the U-Net.
+        normalization: Layers that neither mix patients nor keep running statistics.
+        test_time_augmentation: ``flips`` averages predictions over mirror images, at four times the time.
+    """
+
+    name: str = "unet"
+    channels: tuple[int, ...] = (16, 16, 32, 64, 128)
+    normalization: Literal["instance", "group"] = "instance"
+    test_time_augmentation: Literal["none", "flips"] = "none"
+
+
+class TrainingConfig(Section):
+    """How each site trains.
+
+    Attributes:
+        rounds: Federated rounds.
+        local_epochs: Passes over a site's training images per round.
+        batch_size: Images per step.
+        learning_rate: Peak of the schedule.
+        weight_decay: Decoupled weight decay of AdamW.
+        schedule: Learning rate over the whole run: constant, or warm-up followed by a cosine.
+        crop: Side of the square training crops, pixels; 0 trains on whole images.
+        augmentation: Random flips, rotations and intensity changes.
+        weighting: Equal weights, or weights by training images.
+        server: What the server does with the mean update.
+        server_learning_rate: Its factor.
+        max_weight: Weights are clipped to 1..max_weight; a public bound.
+        device: Where to train.
+    """
+
+    rounds: int = Field(default=8, ge=1, le=100_000)
+    local_epochs: int = Field(default=2, ge=1, le=10_000)
+    batch_size: int = Field(default=4, ge=1, le=4096)
+    learning_rate: float = Field(default=6e-3, gt=0, le=10)
+    weight_decay: float = Field(default=1e-4, ge=0, le=1)
+    schedule: Literal["constant", "cosine"] = "cosine"
+    crop: int = Field(default=0, ge=0, le=4096)
+    augmentation: Literal["none", "standard", "strong"] = "standard"
+    weighting: Weighting = Weighting.EQUAL
+    server: ServerOptimizerName = ServerOptimizerName.AVERAGE
+    server_learning_rate: float = Field(default=1.0, gt=0, le=100)
+    max_weight: int = Field(default=4096, ge=1, le=2**20)
+    device: Device = Device.AUTO
+
+
+class SecureAggregationConfig(Section):
+    """How updates are added.
+
+    Attributes:
+        scheme: ``plain``, ``masking`` or ``ckks``.
+        ckks_key: Key mode of ``ckks``.
+        threshold: Fewest survivors for which a sum is opened; default ``max(3, floor(2n/3) + 1)``.
+        value_bits: Bits of one client's values on the grid (without DP).
+        coordinate_bound: Public bound per coordinate of an update; larger values are clipped.
+    """
+
+    scheme: Scheme = Scheme.MASKING
+    ckks_key: KeyMode = KeyMode.SUM_KEY
+    threshold: int | None = Field(default=None, ge=1)
+    value_bits: int = Field(default=16, ge=8, le=28)
+    coordinate_bound: float = Field(default=0.25, gt=0)
+
+
+class PrivacyConfig(Section):
+    """Differential privacy.
+
+    Attributes:
+        mode: ``off``, ``client`` or ``patient``.
+        epsilon: Target ε; calibrates the noise.
+        delta: δ of every statement.
+        noise_multiplier: Noise standard deviation over sensitivity, instead of a target ε.
+        clip: L2 clip norm of one unit's contribution.
+        insecure_test_noise: A seed that makes noise reproducible; the ledger then says ``NonPrivate``.
+        accept_weak: Run although the aggregator's ε exceeds 20.
+        schedule: What is aggregated under ``patient``.
+        sampling_rate: q, each patient's chance to take part in a step (``patient``).
+        steps: Private steps of the whole run (``patient``).
+        nominal_patients: A public round number of training patients per site: it scales the gradient and sizes
+            the modulus, and is never the true number. Needed for folder data.
+        physical_batch: Images whose gradients are in memory at once.
+        step_size: Learning rate of the server's Adam on the noisy gradient (``patient``).
+    """
+
+    mode: DpMode = DpMode.OFF
+    epsilon: float | None = Field(default=None, gt=0, le=1e4)
+    delta: float = Field(default=1e-5, ge=1e-12, le=1e-2)
+    noise_multiplier: float | None = Field(default=None, gt=0, le=1e6)
+    clip: float | None = Field(default=None, gt=0)
+    insecure_test_noise: int | None = Field(default=None, ge=0)
+    accept_weak: bool = False
+    schedule: DpSchedule = DpSchedule.STEP
+    sampling_rate: float = Field(default=0.05, gt=0, le=1)
+    steps: int = Field(default=200, ge=1, le=10**6)
+    nominal_patients: int | None = Field(default=None, ge=1, le=10**7)
+    physical_batch: int = Field(default=16, ge=1, le=4096)
+    step_size: float = Field(default=2e-3, gt=0)
+
+
+FOLDER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "data": {"normalization": "local"},
+        "training": {
+            "rounds": 20,
+            "local_epochs": 7,
+            "batch_size": 2,
+            "crop": 96,
+            "augmentation": "strong",
+        },
+    }
+)
+"""Defaults that differ where the images come from a folder: few, large, real images need more and smaller steps."""
