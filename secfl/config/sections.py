@@ -205,7 +205,10 @@ class PrivacyConfig(Section):
         nominal_patients: A public round number of training patients per site: it scales the gradient and sizes
             the modulus, and is never the true number. Needed for folder data.
         physical_batch: Images whose gradients are in memory at once.
-        step_size: Learning rate of the server's Adam on the noisy gradient (``patient``).
+        step_size: Learning rate on the noisy gradient (``patient``): of the server's Adam under ``step``, of the
+            sites' optimizer under ``round``.
+        local_steps: Private steps of each site between two sums under ``round``; must divide ``steps``.
+        local_optimizer: What a site does with a noisy gradient under ``round``.
     """
 
     mode: DpMode = DpMode.OFF
@@ -221,6 +224,8 @@ class PrivacyConfig(Section):
     nominal_patients: int | None = Field(default=None, ge=1, le=10**7)
     physical_batch: int = Field(default=16, ge=1, le=4096)
     step_size: float = Field(default=2e-3, gt=0)
+    local_steps: int = Field(default=5, ge=1, le=10_000)
+    local_optimizer: ServerOptimizerName = ServerOptimizerName.ADAM
 
 
 FOLDER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

@@ -36,6 +36,7 @@ __all__ = [
     "PatientSum",
     "integer_sampler",
     "noise_tail_bound",
+    "noisy_sum",
     "privatize",
 ]
 
@@ -242,6 +243,15 @@ class PatientSum:
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or self.values.dtype != np.int64:
             raise LocalProtocolError("patient sum: expected one vector of int64")
+
+
+def noisy_sum(total: PatientSum, *, noise: NoiseShare, rng: Rng) -> NDArray[np.int64]:
+    """The sum with one client's own noise, int64, shape ``(d,)``: a release that needs nobody else's noise.
+
+    Whatever is computed from it afterwards costs no privacy. Private with the multiplier
+    ``noise.sigma / total.sensitivity`` if ``rng`` is secret.
+    """
+    return total.values + noise.sampler().draw(total.values.size, rng)
 
 
 def privatize(

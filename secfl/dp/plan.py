@@ -33,6 +33,8 @@ WEAK_EPSILON: Final = 20.0
 
 _LARGEST_Z: Final = 1e5
 _WRAP_BITS: Final = 40
+_SAMPLER_BOUND: Final = 2.0**-110
+"""No sampler of any width is further from ideal noise (docs/privacy.md, "The samplers"); see `_sampler_error`."""
 
 
 class Rounding(StrEnum):
@@ -71,6 +73,8 @@ class PrivacyPlan:
         rounding: See `Rounding`.
         schedule: See `Schedule`. Under ``round`` every client adds the whole noise (m = 1).
         noise_decay: κ; release number i uses the multiplier z·κ^i. Announced, 1 for constant noise.
+        levels: Smaller multipliers, decreasing, to which an adaptive run may move on. What it then spends is
+            capped by a Rényi filter; the figures of this class are those of a run that never moves on.
     """
 
     unit: UnitOfPrivacy
@@ -89,6 +93,7 @@ class PrivacyPlan:
     rounding: Rounding = Rounding.EACH_UNIT
     schedule: Schedule = Schedule.STEP
     noise_decay: float = 1.0
+    levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _between("clip_norm", self.clip_norm, 1e-12, 1e12)
@@ -117,13 +122,26 @@ class PrivacyPlan:
             raise ConfigError(
                 "planned_clients: under the schedule 'round' each client's own noise is the whole"
             )
+        self._check_levels()
+        self._check_shares()
+
+    def _check_shares(self) -> None:
         if self.family is NoiseFamily.DISCRETE_GAUSSIAN:
             least = min(1.0, self.noise_decay ** (self.releases - 1))
+            if self.levels:
+                least = self.levels[-1] / self.noise_multiplier
             if self.share_sigma() * least < SMALLEST_SHARE:
                 raise ConfigError(
                     f"grid_norm: a noise share of {self.share_sigma() * least:.3g} grid units, "
                     f"at least {SMALLEST_SHARE:g} are needed; raise grid_norm"
                 )
+
+    def _check_levels(self) -> None:
+        above = (self.noise_multiplier, *self.levels)
+        if any(low >= high for high, low in zip(above, self.levels, strict=False)) or above[-1] <= 0:
+            raise ConfigError("levels: expected positive multipliers, each below the one before")
+        if self.levels and self.noise_decay != 1:
+            raise ConfigError("levels: expected a noise_decay of 1, because noise follows one rule")
 
     # --- sizes
 
@@ -154,6 +172,16 @@ class PrivacyPlan:
         """What one client adds in release number ``release`` (from 0)."""
         return NoiseShare(family=self.family, sigma=self.share_sigma() * self.noise_decay**release)
 
+    def largest_share_sigma(self) -> float:
+        """Width of one client's widest share in the whole run, grid units."""
+        return self.share_sigma() * max(1.0, self.noise_decay ** (self.releases - 1))
+
+    def at_level(self, noise_multiplier: float) -> PrivacyPlan:
+        """The plan with one of its multipliers, for a release that uses it."""
+        if noise_multiplier not in (self.noise_multiplier, *self.levels):
+            raise ConfigError("noise_multiplier: not one of the plan's")
+        return replace(self, noise_multiplier=noise_multiplier, levels=())
+
     # --- events
 
     def event_of_release(self, z: float | None = None, *, release: int = 0) -> DpEvent:
@@ -173,11 +201,15 @@ class PrivacyPlan:
             dimension=self.dimension,
             shares=unknown,
             smallest_share=share.sigma,
-            sampler_error=share.total_variation * self.shares,
+            sampler_error=self._sampler_error(share) * self.shares,
         )
         if self.sampling_rate < 1:
             return PoissonSampled(self.sampling_rate, mechanism)
         return mechanism
+
+    def _sampler_error(self, share: NoiseShare) -> float:
+        """Of one drawn coordinate. With a width for each release, a bound saves computing as many tables."""
+        return share.total_variation if self.noise_decay == 1 else _SAMPLER_BOUND
 
     def event(self, z: float | None = None, *, releases: int | None = None) -> DpEvent:
         """The event tree of the first ``releases`` releases (default: all)."""
@@ -281,8 +313,10 @@ class PrivacyPlan:
         return bytes(rfc8785.dumps(self.to_dict())).decode()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, enums as their strings."""
-        return {name: str(v) if isinstance(v, StrEnum) else v for name, v in asdict(self).items()}
+        """Plain values, enums as their strings; ``levels`` only where there are any."""
+        values = {name: str(v) if isinstance(v, StrEnum) else v for name, v in asdict(self).items()}
+        values["levels"] = list(self.levels)
+        return values if self.levels else {name: v for name, v in values.items() if name != "levels"}
 
     @classmethod
     def from_json(cls, text: str) -> PrivacyPlan:
@@ -297,10 +331,12 @@ class PrivacyPlan:
     def from_dict(cls, data: object) -> PrivacyPlan:
         """The inverse of `to_dict`; `ConfigError` for unknown, missing or wrong fields."""
         names = {item.name: item.type for item in fields(cls)}
-        if not isinstance(data, dict) or set(data) != set(names):
+        if not isinstance(data, dict) or set(data) | {"levels"} != set(names):
             raise ConfigError(f"privacy plan: expected exactly the fields {', '.join(sorted(names))}")
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"levels": _levels(data["levels"])} if "levels" in data else {}
         for name, kind in names.items():
+            if name == "levels":
+                continue
             raw = data[name]
             if kind in _ENUMS:
                 if not isinstance(raw, str) or raw not in set(_ENUMS[kind]):
@@ -326,6 +362,16 @@ _ENUMS: Final[dict[Any, type[StrEnum]]] = {
     "Rounding": Rounding,
     "Schedule": Schedule,
 }
+
+
+def _levels(raw: object) -> tuple[float, ...]:
+    if (
+        not isinstance(raw, list)
+        or not raw
+        or not all(isinstance(level, int | float) and not isinstance(level, bool) for level in raw)
+    ):
+        raise ConfigError("privacy plan: levels: expected a list of numbers")
+    return tuple(float(level) for level in raw)
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -12,11 +12,11 @@ from secfl.config import RunConfig
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import LedgerCorrupted, LocalProtocolError
 from secfl.federation.privacy import RunTerms
+from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for
 from secfl.guarantees import Behaviour, View
 from secfl.ledger.entry import Exposure, KeyCustody, RunHeader
-from secfl.ledger.events import NonPrivate
 from secfl.ledger.log import PrivacyLedger
 from secfl.ledger.reader import replay
 from secfl.ledger.state import LedgerState, Reservation
@@ -126,11 +126,11 @@ class RunAccounts:
         """One above every round that was ever reserved: keys and noise are never used twice."""
         return RoundId(self._state.latest_attempt[0] + 1)
 
-    def round_account(self) -> RoundAccount:
-        """The pages of the next attempt."""
+    def round_account(self, round_index: int, announced: Announcement = NOTHING_ANNOUNCED) -> RoundAccount:
+        """The pages of the next attempt at a round."""
         if self._ledger is None:
             raise LocalProtocolError("the ledger is closed")
-        self._current = RoundAccount(self._ledger, self._terms)
+        self._current = RoundAccount(self._ledger, self._terms, round_index=round_index, announced=announced)
         return self._current
 
     def abort_round(self, reason: str) -> None:
@@ -145,7 +145,7 @@ class RunAccounts:
 
     def epsilon_so_far(self) -> float | None:
         """ε of the curious aggregator alone; ``None`` without differential privacy."""
-        if isinstance(self._terms.event, NonPrivate):
+        if self._terms.non_private:
             return None
         for row in statements(self._state):
             if row.view is View.AGGREGATOR and row.adversary is Behaviour.CURIOUS:
@@ -190,9 +190,13 @@ def _parameters(terms: RunTerms) -> dict[str, float]:
 class RoundAccount:
     """The pages of one attempt at a round: reserve, then commit or abort."""
 
-    def __init__(self, ledger: PrivacyLedger, terms: RunTerms) -> None:
+    def __init__(
+        self, ledger: PrivacyLedger, terms: RunTerms, *, round_index: int, announced: Announcement
+    ) -> None:
         self._ledger = ledger
         self._terms = terms
+        self._round_index = round_index
+        self._announced = announced
         self._reservation: Reservation | None = None
         self._committed = False
 
@@ -204,7 +208,7 @@ class RoundAccount:
         """
         guarantee = scheme_for(spec.scheme).guarantee(spec, survivors=spec.threshold)
         self._reservation = self._ledger.reserve(
-            self._terms.event,
+            self._terms.event(self._round_index, self._announced),
             guarantee,
             round_id=spec.round_id,
             spec_digest=spec.digest(),
@@ -217,14 +221,15 @@ class RoundAccount:
             raise LocalProtocolError("commit before reserve")
         if self._committed:
             return
-        noise = self._terms.noise
-        dimension = self._terms.round_terms.grid.length
-        error = 0.0 if noise is None else noise.total_variation * dimension * len(survivors)
+        releases = self._terms.round_terms.releases
+        error = 0.0
+        if releases is not None:
+            error = releases.sampler_error(self._round_index, self._announced, clients=len(survivors))
         self._ledger.commit(
             self._reservation,
             survivors=survivors,
             sum_digest=inputs_digest,
-            wrap_probability=0.0 if noise is None else 2.0**-40,
+            wrap_probability=0.0 if releases is None else 2.0**-40,
             total_variation=error,
         )
         self._committed = True

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secfl.crypto.aggregation import PartyState, RoundResult, Running, SecureAggregation
-from secfl.crypto.codec import dequantise
+from secfl.crypto.codec import centre, dequantise
 from secfl.crypto.identity import Directory
 from secfl.crypto.weights import WEIGHT_VECTOR, weighted_mean
+from secfl.dp.clipping import GridClip
 from secfl.federation.accounts import RoundAccount
 from secfl.federation.client import SiteClient
 from secfl.federation.driver import Carriage, Driver
@@ -38,12 +39,14 @@ class RoundOutcome:
         mean: The opened mean, float64, shape ``(d,)``, before the server's optimizer.
         survivors: Clients whose updates are in it.
         carriage: Bytes and seconds.
+        clip_bits: The noisy sum of the slots of the clip bits, grid units; ``None`` with a fixed clip.
     """
 
     state: State = field(repr=False)
     mean: NDArray[np.float64] = field(repr=False)
     survivors: tuple[ClientId, ...]
     carriage: Carriage
+    clip_bits: int | None = None
 
 
 def run_round(
@@ -93,16 +96,19 @@ def run_round(
     carriage = driver.carry(aggregator, parties, watch=commit_before_opening)
     result = carriage.result
     account.commit(result.survivors, inputs_digest=spec.digest())  # `plain` has nothing to open
-    mean = mean_update(result, spec=spec, terms=terms)
+    mean = mean_update(result, offer=offer, spec=spec, terms=terms)
     return RoundOutcome(
         state=apply_update(offer.state, optimizer.step(mean)),
         mean=mean,
         survivors=result.survivors,
         carriage=carriage,
+        clip_bits=_clip_bits(result, offer=offer, terms=terms),
     )
 
 
-def mean_update(result: RoundResult, *, spec: RoundSpec, terms: RoundTerms) -> NDArray[np.float64]:
+def mean_update(
+    result: RoundResult, *, offer: RoundOffer, spec: RoundSpec, terms: RoundTerms
+) -> NDArray[np.float64]:
     """The mean of the survivors' updates from the opened sums; float64, shape ``(d,)``.
 
     Raises:
@@ -110,12 +116,31 @@ def mean_update(result: RoundResult, *, spec: RoundSpec, terms: RoundTerms) -> N
     """
     total = result.sums[UPDATE_VECTOR]
     survivors = len(result.survivors)
-    if terms.divisor is not None:
-        mean = dequantise(total, terms.grid, bits=terms.bits, divisor=abs(terms.divisor))
-        return -mean if terms.divisor < 0 else mean
+    divisor = float(survivors) if terms.divisor is None else terms.divisor
+    clip = _clip_beyond_the_grid(offer, terms)
+    if clip is not None:
+        return clip.to_real(centre(total, bits=terms.bits)) / divisor
     if terms.weighting is None:
-        return dequantise(total, terms.grid, bits=terms.bits, divisor=survivors)
+        mean = dequantise(total, terms.grid, bits=terms.bits, divisor=abs(divisor))
+        return -mean if divisor < 0 else mean
     weight = terms.weighting.total(
         result.sums[WEIGHT_VECTOR], spec.vector(WEIGHT_VECTOR), survivors=survivors
     )
     return weighted_mean(total, terms.grid, bits=terms.bits, weighting=terms.weighting, total_weight=weight)
+
+
+def _clip_beyond_the_grid(offer: RoundOffer, terms: RoundTerms) -> GridClip | None:
+    """The clip of the summed vectors where the grid alone does not tell it: with groups, or with a bit's slot."""
+    if terms.releases is None:
+        return None
+    clip = terms.releases.unit_clip(offer.announced)
+    summed = terms.releases.local_steps == 1 and (len(clip.groups) > 1 or clip.bit_slot > 0)
+    return clip if summed else None
+
+
+def _clip_bits(result: RoundResult, *, offer: RoundOffer, terms: RoundTerms) -> int | None:
+    """The noisy sum of the units' clip bits, in grid units; ``None`` where no bits are sent."""
+    clip = _clip_beyond_the_grid(offer, terms)
+    if clip is None or not clip.bit_slot:
+        return None
+    return int(centre(result.sums[UPDATE_VECTOR][-1:], bits=terms.bits)[0])

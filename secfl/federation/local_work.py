@@ -2,29 +2,41 @@
 
 `TrainAndClip` trains for some epochs and bounds the whole update: the unit of privacy is the client.
 `PatientStep` takes one gradient of every sampled patient and bounds each: the unit of privacy is the patient,
-and the secure sum of all clients is one step of DP-SGD on the pooled patients.
+and the secure sum of all clients is one step of DP-SGD on the pooled patients. `secfl.federation.local_rounds`
+makes several private steps before a sum.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secfl.crypto.codec import quantise
 from secfl.crypto.weights import WEIGHT_VECTOR
 from secfl.dp.clipping import GridClip, PatientAccumulator
-from secfl.dp.noise import NoiseShare, privatize
+from secfl.dp.noise import NoiseShare, PatientSum, privatize
 from secfl.dp.sampling import PoissonSampler
+from secfl.errors import DataError, LocalProtocolError
 from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
 from secfl.federation.state import difference
 from secfl.randomness import Rng
 from secfl.segmentation.task import LocalResult, PatientTask, Task
-from secfl.types import ClientId, PrivatizedUpdate, RoundSpec, Update
+from secfl.types import ClientId, ClippedUpdate, PrivatizedUpdate, RoundSpec, Update
 
-__all__ = ["Contribution", "LocalReport", "LocalWork", "PatientStep", "TrainAndClip"]
+__all__ = [
+    "Contribution",
+    "LocalReport",
+    "LocalWork",
+    "PatientStep",
+    "TrainAndClip",
+    "clipped_sum",
+    "unit_clip",
+]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,19 +84,15 @@ class TrainAndClip:
     Args:
         name: The site.
         task: Holds its data.
-        terms: Grid, modulus and weights.
-        noise: Its share, or ``None`` without differential privacy.
+        terms: Grid, modulus, weights, clip and noise.
         noise_rng: A secret source gives fresh noise in every attempt; a seeded one (for tests) gives a round
             the same noise whenever it is run, so that a resumed run repeats it, and is never private.
     """
 
-    def __init__(
-        self, name: ClientId, *, task: Task, terms: RoundTerms, noise: NoiseShare | None, noise_rng: Rng
-    ) -> None:
+    def __init__(self, name: ClientId, *, task: Task, terms: RoundTerms, noise_rng: Rng) -> None:
         self._name = name
         self._task = task
         self._terms = terms
-        self._noise = noise
         self._noise_rng = noise_rng
         self._trained: tuple[int, bytes, LocalResult] | None = None
 
@@ -102,13 +110,13 @@ class TrainAndClip:
         weighting = self._terms.weighting
         weight = 1 if weighting is None else weighting.clip(local.examples)
         share = 1.0 if weighting is None else weighting.share(weight)
-        clipped = quantise(update, self._terms.grid, share=share)
+        clipped = self._clip(update, offer, share=share)
         extra = (
             {} if weighting is None else {WEIGHT_VECTOR: weighting.vector(weight, spec.vector(WEIGHT_VECTOR))}
         )
         privatized = privatize(
             clipped,
-            noise=self._noise,
+            noise=_noise(offer, self._terms),
             bits=self._terms.bits,
             rng=self._noise_rng.fork(f"noise/{self._name}/{offer.round_index}"),
             vector_name=UPDATE_VECTOR,
@@ -123,6 +131,15 @@ class TrainAndClip:
         )
         return Contribution(privatized=privatized, report=report)
 
+    def _clip(self, update: Update, offer: RoundOffer, *, share: float) -> ClippedUpdate:
+        releases = self._terms.releases
+        if releases is not None:
+            clip = releases.unit_clip(offer.announced)
+            if len(clip.groups) > 1 or clip.bit_slot:
+                _refuse_not_finite(update)
+                return clip.clip(update.values)
+        return quantise(update, self._terms.grid_of(offer.announced), share=share)
+
 
 class PatientStep:
     """One step of DP-SGD: sample patients in secret, clip each one's gradient, sum, add one share of noise.
@@ -133,47 +150,30 @@ class PatientStep:
     Args:
         name: The site.
         task: Gives per-patient gradients.
-        terms: Grid and modulus.
-        clip: The clip of one patient.
+        terms: Modulus, clip and noise; a privacy plan is needed.
         sampling_rate: q, each patient's chance in a step.
-        noise: Its share.
         secret: Samples patients and draws noise. A seeded source is for tests and never private.
     """
 
     def __init__(
-        self,
-        name: ClientId,
-        *,
-        task: PatientTask,
-        terms: RoundTerms,
-        clip: GridClip,
-        sampling_rate: float,
-        noise: NoiseShare,
-        secret: Rng,
+        self, name: ClientId, *, task: PatientTask, terms: RoundTerms, sampling_rate: float, secret: Rng
     ) -> None:
         self._name = name
         self._task = task
         self._terms = terms
-        self._clip = clip
         self._sampler = PoissonSampler(population=task.patients(name), rate=sampling_rate)
-        self._noise = noise
         self._secret = secret
 
     def contribute(self, offer: RoundOffer, spec: RoundSpec) -> Contribution:  # noqa: ARG002 - see the protocol
         """Sample anew in every attempt: a retry is a release of its own."""
         began = time.perf_counter()
-        source = self._secret.fork(f"patients/{self._name}/{offer.round_index}")
-        chosen = self._sampler.draw(source)
-        total = PatientAccumulator(self._clip)
-        spent = 0.0
-        for rows in self._task.patient_gradients(self._name, offer.state, chosen):
-            clipping = time.perf_counter()
-            total.add_all(np.asarray(rows))
-            spent += time.perf_counter() - clipping
+        chosen = self._sampler.draw(self._secret.fork(f"patients/{self._name}/{offer.round_index}"))
+        gradients = self._task.patient_gradients(self._name, offer.state, chosen)
+        total, spent = clipped_sum(gradients, unit_clip(offer, self._terms))
         trained = time.perf_counter()
         privatized = privatize(
-            total.total(),
-            noise=self._noise,
+            total,
+            noise=_noise(offer, self._terms),
             bits=self._terms.bits,
             rng=self._secret.fork(f"noise/{self._name}/{offer.round_index}"),
             vector_name=UPDATE_VECTOR,
@@ -183,3 +183,45 @@ class PatientStep:
             protect_seconds=time.perf_counter() - trained + spent,
         )
         return Contribution(privatized=privatized, report=report)
+
+
+def clipped_sum(gradients: Iterable[NDArray[np.float32]], clip: GridClip) -> tuple[PatientSum, float]:
+    """The sum of patients' gradients, each clipped and rounded before it is added, and the seconds that took.
+
+    Args:
+        gradients: Chunks of rows, one row per patient.
+        clip: Of one patient.
+    """
+    total = PatientAccumulator(clip)
+    spent = 0.0
+    for rows in gradients:
+        began = time.perf_counter()
+        total.add_all(np.asarray(rows))
+        spent += time.perf_counter() - began
+    return total.total(), spent
+
+
+def unit_clip(offer: RoundOffer, terms: RoundTerms) -> GridClip:
+    """How one patient is clipped in this round.
+
+    Raises:
+        LocalProtocolError: The terms have no privacy plan.
+    """
+    if terms.releases is None:
+        raise LocalProtocolError("private steps: expected terms with a privacy plan")
+    return terms.releases.unit_clip(offer.announced)
+
+
+def _noise(offer: RoundOffer, terms: RoundTerms) -> NoiseShare | None:
+    if terms.releases is None:
+        return None
+    (share,) = terms.releases.noise(offer.round_index, offer.announced)
+    return share
+
+
+def _refuse_not_finite(update: Update) -> None:
+    broken = np.flatnonzero(~np.isfinite(update.values))
+    if broken.size:
+        raise DataError(
+            f"tensor {update.tensor_at(int(broken[0]))}: NaN or infinity in the update, expected finite numbers"
+        )

@@ -14,9 +14,20 @@ from dataclasses import dataclass, field
 from secfl.crypto.codec import Grid
 from secfl.crypto.identity import Directory
 from secfl.crypto.weights import Weighting
+from secfl.errors import RemoteProtocolError
+from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement, Releases
 from secfl.federation.state import state_digest
 from secfl.segmentation.task import State
-from secfl.types import PROTOCOL_VERSION, ClientId, RoundId, RoundSpec, SchemeSpec, VectorSpec, join_fields
+from secfl.types import (
+    AGGREGATOR,
+    PROTOCOL_VERSION,
+    ClientId,
+    RoundId,
+    RoundSpec,
+    SchemeSpec,
+    VectorSpec,
+    join_fields,
+)
 
 __all__ = ["UPDATE_VECTOR", "RoundOffer", "RoundTerms"]
 
@@ -36,6 +47,8 @@ class RoundTerms:
         plan_digest: SHA-256 of the privacy plan.
         divisor: By what an opened sum is divided: a public constant (negative for gradients, so that the mean
             points downhill), or ``None`` for the number of survivors.
+        releases: Clip, noise and event of every round; ``None`` without differential privacy. Where several
+            private steps make up a round, they happen before the sum, and ``grid`` is not a clip's.
     """
 
     grid: Grid
@@ -44,6 +57,13 @@ class RoundTerms:
     task_digest: bytes
     plan_digest: bytes
     divisor: float | None = None
+    releases: Releases | None = None
+
+    def grid_of(self, announced: Announcement) -> Grid:
+        """The grid of the vector that is summed in a round with this announcement."""
+        if self.releases is None or announced.clip_norm is None:
+            return self.grid
+        return self.releases.grid(announced)
 
     def vectors(self, clients: int) -> tuple[VectorSpec, ...]:
         """The vectors of a round of so many clients."""
@@ -65,6 +85,7 @@ class RoundOffer:
         threshold: Fewest survivors.
         scheme: Scheme and parameters.
         state: The global model.
+        announced: What was chosen for this round because of earlier sums.
     """
 
     run_id: bytes
@@ -74,18 +95,31 @@ class RoundOffer:
     threshold: int
     scheme: SchemeSpec
     state: State = field(repr=False)
+    announced: Announcement = NOTHING_ANNOUNCED
 
     def specification(self, terms: RoundTerms, directory: Directory) -> RoundSpec:
-        """The round as seen by a party that holds these terms and this directory."""
-        task = hashlib.sha256(
-            join_fields(
-                PROTOCOL_VERSION,
-                b"task",
-                terms.task_digest,
-                struct.pack("<Q", self.round_index),
-                terms.grid.encode(),
-            )
-        ).digest()
+        """The round as seen by a party that holds these terms and this directory.
+
+        Raises:
+            RemoteProtocolError: The offer announces what the terms do not provide for.
+        """
+        parts = [
+            PROTOCOL_VERSION,
+            b"task",
+            terms.task_digest,
+            struct.pack("<Q", self.round_index),
+        ]
+        if terms.releases is None:
+            if self.announced != NOTHING_ANNOUNCED:
+                raise RemoteProtocolError(
+                    AGGREGATOR, "announces a clip or noise in a run without a privacy plan"
+                )
+            parts.append(terms.grid.encode())
+        else:
+            terms.releases.check(self.announced)
+            more = terms.releases.encode(self.announced)
+            parts += [terms.grid_of(self.announced).encode(), *([more] if more else [])]
+        task = hashlib.sha256(join_fields(*parts)).digest()
         return RoundSpec(
             run_id=self.run_id,
             round_id=self.round_id,

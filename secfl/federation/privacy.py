@@ -11,17 +11,17 @@ from secfl.crypto import codec, weights
 from secfl.dp.accounting import Relation
 from secfl.dp.clipping import GridClip
 from secfl.dp.integer import SMALLEST_SHARE
-from secfl.dp.noise import NoiseShare
 from secfl.dp.plan import PrivacyPlan, Schedule, modulus_bits
 from secfl.dp.sampling import batch_tail
 from secfl.errors import ConfigError
 from secfl.federation.offer import RoundTerms
+from secfl.federation.releases import NOTHING_ANNOUNCED, SEEDED, Announcement, Releases
 from secfl.guarantees import Behaviour, UnitOfPrivacy
-from secfl.ledger.events import Event, Family, Noise, NonPrivate, Placement, Sampling
+from secfl.ledger.events import Event, NonPrivate
 from secfl.segmentation.task import PatientTask, Task
 from secfl.types import PROTOCOL_VERSION, join_fields
 
-__all__ = ["RunTerms", "run_terms"]
+__all__ = ["RunTerms", "expected_batch", "nominal_patients", "run_terms"]
 
 _PRECISION = 2.0**-8
 """Root mean square rounding error of a clipped update relative to the clip norm; far below any useful noise."""
@@ -34,22 +34,25 @@ class RunTerms:
     """What a run promises and how it encodes.
 
     Attributes:
-        round_terms: The public numbers of every round.
+        round_terms: The public numbers of every round, and what it releases.
         plan: The privacy plan, or ``None`` without differential privacy.
         rounds: Secure sums in the whole run: rounds of training, or private steps.
-        patient_clip: The clip of one patient's gradient under ``--dp patient``, else ``None``.
-        noise: What one client adds per release, or ``None``.
-        event: What one round releases, for the ledger.
         sentence: The privacy of the run in one line for people.
+        non_private: Why nothing is promised; empty where something is.
     """
 
     round_terms: RoundTerms
     plan: PrivacyPlan | None
     rounds: int
-    noise: NoiseShare | None
-    event: Event
     sentence: str
-    patient_clip: GridClip | None = None
+    non_private: str = ""
+
+    def event(self, round_index: int, announced: Announcement = NOTHING_ANNOUNCED) -> Event:
+        """What one round releases, for the ledger."""
+        releases = self.round_terms.releases
+        if releases is None:
+            return NonPrivate(reason=self.non_private)
+        return releases.event(round_index, announced)
 
     @property
     def relation(self) -> str | None:
@@ -86,10 +89,7 @@ def run_terms(config: RunConfig, task: Task, *, parameters: int, threshold: int)
 
 
 def _without_privacy(config: RunConfig, task: Task, *, parameters: int) -> RunTerms:
-    settings = config.secure_agg
-    grid = codec.Grid.for_coordinates(
-        parameters, coordinate_bound=settings.coordinate_bound, value_bits=settings.value_bits
-    )
+    grid = _coordinate_grid(config, parameters)
     digest = hashlib.sha256(join_fields(PROTOCOL_VERSION, b"plan", b"none")).digest()
     return RunTerms(
         round_terms=RoundTerms(
@@ -101,9 +101,16 @@ def _without_privacy(config: RunConfig, task: Task, *, parameters: int) -> RunTe
         ),
         plan=None,
         rounds=config.training.rounds,
-        noise=None,
-        event=NonPrivate(reason="no noise is added (--dp off)"),
+        non_private="no noise is added (--dp off)",
         sentence="no differential privacy: no noise is added and ε is null (--dp off)",
+    )
+
+
+def _coordinate_grid(config: RunConfig, parameters: int) -> codec.Grid:
+    """The grid of a vector of which only single coordinates are bounded."""
+    settings = config.secure_agg
+    return codec.Grid.for_coordinates(
+        parameters, coordinate_bound=settings.coordinate_bound, value_bits=settings.value_bits
     )
 
 
@@ -115,18 +122,15 @@ def _weighting(config: RunConfig) -> weights.Weighting | None:
 
 def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: int) -> RunTerms:
     privacy, clients = config.privacy, len(task.sites)
-    clip = _DEFAULT_CLIP if privacy.clip is None else privacy.clip
-    multiplier = privacy.noise_multiplier or 1.0
-    settings = config.secure_agg
     # Without secure aggregation the aggregator sees each update alone: every client adds the whole noise.
-    alone = settings.scheme is Scheme.PLAIN
+    alone = config.secure_agg.scheme is Scheme.PLAIN
     plan = PrivacyPlan(
         unit=UnitOfPrivacy.CLIENT,
         relation=Relation.ZERO_OUT,
-        clip_norm=clip,
-        grid_norm=_grid_norm(parameters, clients, multiplier),
+        clip_norm=_clip_norm(config),
+        grid_norm=_grid_norm(config, parameters, clients),
         dimension=parameters,
-        noise_multiplier=multiplier,
+        noise_multiplier=_first_multiplier(config),
         releases=config.training.rounds,
         cohort_size=clients,
         threshold=threshold,
@@ -134,86 +138,101 @@ def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: 
         schedule=Schedule.ROUND if alone else Schedule.STEP,
     )
     plan = _settled(plan, config)
-    grid = codec.Grid.for_clip(parameters, clip_norm=clip, grid_norm=plan.grid_norm)
-    bits = modulus_bits(
-        signal_bound=clients * grid.largest_value,
-        family=plan.family,
-        total_sigma=plan.share_sigma() * math.sqrt(clients),
-        coordinates=parameters,
-        releases=plan.releases,
-    )
+    releases = Releases(plan=plan, clip=_unit_clip(plan), seeded=_seeded(config))
     return RunTerms(
         round_terms=RoundTerms(
-            grid=grid,
-            bits=bits,
+            grid=releases.grid(),
+            bits=_noisy_bits(plan, signal_bound=clients * plan.grid_norm),
             weighting=None,
             task_digest=task.digest(),
             plan_digest=plan.digest(),
+            releases=releases,
         ),
         plan=plan,
         rounds=plan.releases,
-        noise=plan.noise_share(),
-        event=_event(plan, config),
+        non_private=releases.seeded,
         sentence=_sentence(plan, config),
     )
 
 
 def _patient_level(config: RunConfig, task: Task, *, parameters: int, threshold: int) -> RunTerms:
-    """DP-SGD on the pooled patients: every step is one secure sum of clipped per-patient gradients."""
+    """DP-SGD on patients: on the pooled ones step by step, or at each site alone in rounds of several steps."""
     privacy, clients = config.privacy, len(task.sites)
     if not isinstance(task, PatientTask):
         raise ConfigError("--dp patient: this task has no per-patient gradients")
-    if privacy.schedule is DpSchedule.ROUND:
-        raise ConfigError("privacy.schedule round: only step is available")
-    declared = _nominal_patients(config)
-    clip = _DEFAULT_CLIP if privacy.clip is None else privacy.clip
-    multiplier = privacy.noise_multiplier or 1.0
+    declared = nominal_patients(config)
+    rounds = privacy.schedule is DpSchedule.ROUND
+    local_steps = privacy.local_steps if rounds else 1
+    if privacy.steps % local_steps:
+        raise ConfigError(
+            f"privacy.steps: {privacy.steps}, expected a multiple of privacy.local_steps ({local_steps}) under "
+            "--dp-schedule round"
+        )
+    alone = rounds or config.secure_agg.scheme is Scheme.PLAIN
     plan = PrivacyPlan(
         unit=UnitOfPrivacy.PATIENT,
         relation=Relation.ADD_REMOVE,
-        clip_norm=clip,
-        grid_norm=_grid_norm(parameters, clients, multiplier),
+        clip_norm=_clip_norm(config),
+        grid_norm=_grid_norm(config, parameters, clients),
         dimension=parameters,
-        noise_multiplier=multiplier,
+        noise_multiplier=_first_multiplier(config),
         releases=privacy.steps,
         cohort_size=clients,
         threshold=threshold,
         delta=privacy.delta,
         sampling_rate=privacy.sampling_rate,
-        schedule=Schedule.ROUND if config.secure_agg.scheme is Scheme.PLAIN else Schedule.STEP,
+        schedule=Schedule.ROUND if alone else Schedule.STEP,
     )
     plan = _settled(plan, config)
-    patient_clip = GridClip.single(dimension=parameters, clip_norm=clip, grid_norm=plan.grid_norm)
-    largest_batch = batch_tail(
-        2 * declared, privacy.sampling_rate, log2_probability=-40 - math.log2(plan.releases * clients)
-    )
-    bits = modulus_bits(
-        signal_bound=clients * largest_batch * plan.grid_norm,
-        family=plan.family,
-        total_sigma=plan.share_sigma() * math.sqrt(clients),
-        coordinates=parameters,
-        releases=plan.releases,
-    )
-    return RunTerms(
-        round_terms=RoundTerms(
-            grid=codec.Grid.for_clip(parameters, clip_norm=clip, grid_norm=plan.grid_norm),
-            bits=bits,
+    releases = Releases(plan=plan, clip=_unit_clip(plan), local_steps=local_steps, seeded=_seeded(config))
+    if rounds:
+        round_terms = _summed_rounds(config, task, releases)
+    else:
+        largest_batch = batch_tail(
+            2 * declared, privacy.sampling_rate, log2_probability=-40 - math.log2(plan.releases * clients)
+        )
+        round_terms = RoundTerms(
+            grid=releases.grid(),
+            bits=_noisy_bits(plan, signal_bound=clients * largest_batch * plan.grid_norm),
             weighting=None,
             task_digest=task.digest(),
             plan_digest=plan.digest(),
-            divisor=-privacy.sampling_rate * declared * clients,
-        ),
+            divisor=-expected_batch(config) * clients,
+            releases=releases,
+        )
+    return RunTerms(
+        round_terms=round_terms,
         plan=plan,
-        rounds=plan.releases,
-        noise=plan.noise_share(),
-        event=_event(plan, config),
+        rounds=plan.releases // local_steps,
+        non_private=releases.seeded,
         sentence=_sentence(plan, config),
-        patient_clip=patient_clip,
     )
 
 
-def _nominal_patients(config: RunConfig) -> int:
-    """The declared number of training patients per site; a phantom's size is public."""
+def _summed_rounds(config: RunConfig, task: Task, releases: Releases) -> RoundTerms:
+    """Terms of a sum of models' differences, which are private already."""
+    privacy = config.privacy
+    grid = _coordinate_grid(config, releases.plan.dimension)
+    local = f"{privacy.local_steps} {privacy.local_optimizer.value} {privacy.step_size.hex()}"
+    return RoundTerms(
+        grid=grid,
+        bits=codec.required_bits(grid, clients=len(task.sites)),
+        weighting=None,
+        # What a site does between two sums is part of the task that everybody must agree on.
+        task_digest=hashlib.sha256(
+            join_fields(PROTOCOL_VERSION, b"local-steps", task.digest(), local.encode())
+        ).digest(),
+        plan_digest=releases.plan.digest(),
+        releases=releases,
+    )
+
+
+def nominal_patients(config: RunConfig) -> int:
+    """The declared number of training patients per site; a phantom's size is public.
+
+    Raises:
+        ConfigError: The data are not a phantom, and no number is declared.
+    """
     if config.privacy.nominal_patients is not None:
         return config.privacy.nominal_patients
     if config.data.is_phantom:
@@ -221,6 +240,38 @@ def _nominal_patients(config: RunConfig) -> int:
     raise ConfigError(
         "privacy.nominal_patients: needed with --dp patient on your own data; expected a public round number of "
         "training patients per site, not the true one"
+    )
+
+
+def expected_batch(config: RunConfig) -> float:
+    """Patients of one site that a step is expected to sample: q times the declared number."""
+    return config.privacy.sampling_rate * nominal_patients(config)
+
+
+def _clip_norm(config: RunConfig) -> float:
+    return _DEFAULT_CLIP if config.privacy.clip is None else config.privacy.clip
+
+
+def _first_multiplier(config: RunConfig) -> float:
+    return config.privacy.noise_multiplier or 1.0
+
+
+def _unit_clip(plan: PrivacyPlan) -> GridClip:
+    return GridClip.single(dimension=plan.dimension, clip_norm=plan.clip_norm, grid_norm=plan.grid_norm)
+
+
+def _seeded(config: RunConfig) -> str:
+    return "" if config.privacy.insecure_test_noise is None else SEEDED
+
+
+def _noisy_bits(plan: PrivacyPlan, *, signal_bound: int) -> int:
+    """Modulus width of a sum that carries the clients' noise."""
+    return modulus_bits(
+        signal_bound=signal_bound,
+        family=plan.family,
+        total_sigma=plan.largest_share_sigma() * math.sqrt(plan.cohort_size),
+        coordinates=plan.dimension,
+        releases=plan.releases,
     )
 
 
@@ -236,28 +287,10 @@ def _settled(plan: PrivacyPlan, config: RunConfig) -> PrivacyPlan:
     return plan
 
 
-def _event(plan: PrivacyPlan, config: RunConfig) -> Event:
-    """What one secure sum releases, for the ledger."""
-    if config.privacy.insecure_test_noise is not None:
-        return NonPrivate(reason="the noise comes from a seed (--insecure-test-noise)")
-    sampled = plan.sampling_rate < 1
-    return Noise(
-        family=Family(plan.family.value),
-        noise_multiplier=plan.noise_multiplier,
-        shares=plan.shares,
-        placement=Placement.LOCAL if plan.schedule is Schedule.ROUND else Placement.DISTRIBUTED,
-        sensitivity=float(plan.sensitivity),
-        dimension=plan.dimension,
-        sampling=Sampling.POISSON if sampled else Sampling.NONE,
-        sampling_rate=plan.sampling_rate,
-        sampler_error=plan.noise_share().total_variation,
-    )
-
-
-def _grid_norm(parameters: int, clients: int, multiplier: float) -> int:
+def _grid_norm(config: RunConfig, parameters: int, clients: int) -> int:
     """G: fine enough for the update, and for every share of the noise to be wide enough to be accounted."""
     for_update = math.sqrt(parameters / 12) / _PRECISION
-    for_noise = 2 * SMALLEST_SHARE * math.sqrt(clients) / multiplier
+    for_noise = 2 * SMALLEST_SHARE * math.sqrt(clients) / _first_multiplier(config)
     return math.ceil(max(for_update, for_noise))
 
 
@@ -269,8 +302,14 @@ def _sentence(plan: PrivacyPlan, config: RunConfig) -> str:
         f"client{'s' if plan.shares > 1 else ''}, δ = {plan.delta:g}"
     )
     if plan.unit is UnitOfPrivacy.PATIENT:
+        local = config.privacy.schedule is DpSchedule.ROUND
+        steps = (
+            f"{plan.releases} steps, {config.privacy.local_steps} of them between two sums"
+            if local
+            else (f"{plan.releases} steps")
+        )
         return (
-            f"differential privacy for patients (relation {plan.relation.value}): {plan.releases} steps, "
+            f"differential privacy for patients (relation {plan.relation.value}): {steps}, "
             f"sampling rate {plan.sampling_rate:g}, {noise}"
         )
     return (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secfl.config import DpMode, RunConfig, Scheme, check_cohort
+from secfl.config import DpMode, DpSchedule, RunConfig, Scheme, check_cohort
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, RoundAborted
 from secfl.federation import checkpoint, evaluation, summary
@@ -128,7 +128,8 @@ def _segmentation(config: RunConfig) -> Task:
 
 
 def _optimizer(config: RunConfig) -> ServerOptimizer:
-    if config.privacy.mode is DpMode.PATIENT:
+    privacy = config.privacy
+    if privacy.mode is DpMode.PATIENT and privacy.schedule is DpSchedule.STEP:
         return Adam(learning_rate=config.privacy.step_size)
     training = config.training
     return server_optimizer(training.server, learning_rate=training.server_learning_rate)
@@ -277,7 +278,7 @@ class _Simulation:
                 record=None if recorder is None else lambda phase, sent: recorder(round_id, phase, sent),
             ),
             optimizer=self.optimizer,
-            account=self.accounts.round_account(),
+            account=self.accounts.round_account(index),
             progress=self.observer.phase,
         )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from secfl.config import RunConfig
+from secfl.config import DpMode, DpSchedule, RunConfig
+from secfl.federation.local_rounds import PatientRound
 from secfl.federation.local_work import LocalWork, PatientStep, TrainAndClip
-from secfl.federation.privacy import RunTerms
+from secfl.federation.privacy import RunTerms, expected_batch
+from secfl.federation.server_optimizer import server_optimizer
 from secfl.randomness import InsecureSeededRng, Rng, SystemRng
 from secfl.segmentation.task import PatientTask, Task
 from secfl.types import ClientId
@@ -14,18 +16,26 @@ __all__ = ["local_work"]
 
 def local_work(name: ClientId, *, config: RunConfig, task: Task, terms: RunTerms) -> LocalWork:
     """Patient by patient, or a round of training, with noise from the system or (for tests) from a seed."""
-    seed = config.privacy.insecure_test_noise
+    privacy = config.privacy
+    seed = privacy.insecure_test_noise
     source: Rng = SystemRng() if seed is None else InsecureSeededRng(seed)
-    if terms.patient_clip is None:
-        return TrainAndClip(name, task=task, terms=terms.round_terms, noise=terms.noise, noise_rng=source)
+    if privacy.mode is not DpMode.PATIENT:
+        return TrainAndClip(name, task=task, terms=terms.round_terms, noise_rng=source)
     assert isinstance(task, PatientTask)
-    assert terms.noise is not None
-    return PatientStep(
+    if privacy.schedule is DpSchedule.STEP:
+        return PatientStep(
+            name,
+            task=task,
+            terms=terms.round_terms,
+            sampling_rate=privacy.sampling_rate,
+            secret=source,
+        )
+    return PatientRound(
         name,
         task=task,
         terms=terms.round_terms,
-        clip=terms.patient_clip,
-        sampling_rate=config.privacy.sampling_rate,
-        noise=terms.noise,
+        sampling_rate=privacy.sampling_rate,
+        expected_batch=expected_batch(config),
+        optimizer=lambda: server_optimizer(privacy.local_optimizer, learning_rate=privacy.step_size),
         secret=source,
     )

@@ -299,10 +299,28 @@ def test_every_field_is_bound_by_the_digest():
         patient.digest(),
         dataclasses.replace(patient, sampling_rate=0.5).digest(),
         dataclasses.replace(patient, schedule=Schedule.ROUND).digest(),
+        dataclasses.replace(patient, levels=(patient.noise_multiplier / 2,)).digest(),
     }
-    named = set(changes) | {"unit", "sampling_rate", "schedule"}
+    named = set(changes) | {"unit", "sampling_rate", "schedule", "levels"}
     assert named == {item.name for item in dataclasses.fields(PrivacyPlan)}
-    assert len(digests) == len(changes) + 4
+    assert len(digests) == len(changes) + 5
+
+
+def test_levels_survive_the_file_and_plans_without_them_have_no_such_field():
+    made = plan(noise_multiplier=2.0, levels=(1.5, 1.0))
+    assert PrivacyPlan.from_json(made.to_json()) == made
+    assert made.at_level(1.5).noise_multiplier == 1.5
+    assert "levels" not in plan().to_dict()
+    for levels in ((2.0,), (1.0, 1.5), (1.0, 1.0), (0.0,)):
+        with pytest.raises(ConfigError, match="levels"):
+            plan(noise_multiplier=2.0, levels=levels)
+    with pytest.raises(ConfigError, match="noise_decay"):
+        plan(noise_multiplier=2.0, levels=(1.0,), noise_decay=0.999)
+    with pytest.raises(ConfigError, match="not one of"):
+        made.at_level(1.7)
+    for damage in (1, [], [True], ["1"], {}):
+        with pytest.raises(ConfigError, match="levels"):
+            PrivacyPlan.from_dict(made.to_dict() | {"levels": damage})
 
 
 @pytest.mark.parametrize(

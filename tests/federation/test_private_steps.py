@@ -77,9 +77,7 @@ def step_of(task, *, seed, sampling_rate=1.0):
         "site-00",
         task=task,
         terms=terms.round_terms,
-        clip=terms.patient_clip,
         sampling_rate=sampling_rate,
-        noise=terms.noise,
         secret=InsecureSeededRng(seed),
     )
 
@@ -182,6 +180,7 @@ def test_refusals_name_the_reason(tmp_path):
 
 def test_share_widths_add_up():
     terms, _ = step_of(LinearTask(3, features=10), seed=0)
-    assert isinstance(terms.noise, NoiseShare)
-    assert terms.noise.family is NoiseFamily.DISCRETE_GAUSSIAN
-    assert terms.noise.sigma * np.sqrt(3) == pytest.approx(terms.plan.total_sigma())
+    (share,) = terms.round_terms.releases.noise(0)
+    assert isinstance(share, NoiseShare)
+    assert share.family is NoiseFamily.DISCRETE_GAUSSIAN
+    assert share.sigma * np.sqrt(3) == pytest.approx(terms.plan.total_sigma())
