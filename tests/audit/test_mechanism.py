@@ -1,0 +1,201 @@
+"""Mechanism audits: wrong claims are refuted, right ones are not, and both at their stated rates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from secfl.audit import Assumed, Calls, Verdict, audit_mechanism, audit_samples
+from secfl.audit.release import audit_release, release_samples, release_views
+from secfl.dp.analytic import analytic_gaussian_epsilon
+from secfl.dp.noise import NoiseFamily, NoiseShare
+from secfl.dp.plan import PrivacyPlan
+from secfl.errors import ConfigError
+from secfl.guarantees import UnitOfPrivacy
+from secfl.randomness import InsecureSeededRng
+
+
+def gaussian(sigma, seed=0):
+    source = np.random.default_rng(seed)
+    return lambda value, count: source.normal(value, sigma, count)
+
+
+class TestAnyMechanism:
+    def test_a_right_gaussian_is_not_refuted(self):
+        claim = (analytic_gaussian_epsilon(1e-5, 2.0), 1e-5)
+        for seed in range(5):
+            found = audit_mechanism(
+                gaussian(2.0, seed), neighbours=(0.0, 1.0), claimed=claim, draws=20_000, calls=Calls.BATCH
+            )
+            assert found.verdict is Verdict.NOT_REFUTED  # each wrong with probability at most 1e-3
+            assert 0.2 < found.epsilon_lower < claim[0]
+
+    def test_too_little_noise_is_refuted(self):
+        claim = (analytic_gaussian_epsilon(1e-5, 2.0), 1e-5)
+        found = audit_mechanism(
+            gaussian(0.5), neighbours=(0.0, 1.0), claimed=claim, draws=20_000, calls=Calls.BATCH
+        )
+        assert found.verdict is Verdict.REFUTED
+        assert found.epsilon_lower > claim[0]
+
+    def test_the_gaussian_estimate_suspects_what_the_bound_cannot_refute(self):
+        claim = (analytic_gaussian_epsilon(1e-5, 2.0), 1e-5)
+        found = audit_mechanism(
+            gaussian(1.5),
+            neighbours=(0.0, 1.0),
+            claimed=claim,
+            draws=20_000,
+            calls=Calls.BATCH,
+            assume=Assumed.GAUSSIAN,
+        )
+        assert found.verdict is Verdict.SUSPECT
+        assert found.epsilon_gaussian > claim[0] > found.epsilon_lower
+
+    def test_laplace_noise_is_judged_without_the_gaussian_estimate(self):
+        source = np.random.default_rng(1)
+        found = audit_mechanism(
+            lambda value: value + source.laplace(), neighbours=(0.0, 1.0), claimed=(1.0, 0.0), draws=20_000
+        )
+        assert found.verdict is Verdict.NOT_REFUTED
+        assert found.epsilon_lower > 0.7
+        assert found.epsilon_gaussian is None
+
+    def test_a_vector_is_reduced_to_the_direction_that_matters(self):
+        source = np.random.default_rng(2)
+        target = np.linspace(-1, 1, 30) / np.linalg.norm(np.linspace(-1, 1, 30))
+        found = audit_mechanism(
+            lambda value: value * target + source.normal(0, 0.3, 30),
+            neighbours=(0.0, 1.0),
+            claimed=(2.0, 1e-5),
+            draws=4_000,
+        )
+        assert found.verdict is Verdict.REFUTED
+
+    def test_a_difference_in_spread_alone_is_found(self):
+        source = np.random.default_rng(3)
+        found = audit_mechanism(
+            lambda value, count: source.normal(0, value, (count, 8)),
+            neighbours=(1.0, 2.0),
+            claimed=(1.0, 1e-5),
+            draws=4_000,
+            calls=Calls.BATCH,
+        )
+        assert found.verdict is Verdict.REFUTED
+
+    def test_an_output_that_only_one_neighbour_gives_is_found(self):
+        source = np.random.default_rng(4)
+        found = audit_mechanism(
+            lambda value: value if source.random() < 0.2 else source.normal(0, 100),
+            neighbours=(0.0, 1.0),
+            claimed=(2.0, 1e-5),
+            draws=10_000,
+        )
+        assert found.verdict is Verdict.REFUTED
+        assert "=" in found.event
+
+    def test_nan_is_an_event(self):
+        source = np.random.default_rng(6)
+        found = audit_mechanism(
+            lambda value: np.full(3, np.nan) if value else source.normal(size=3),
+            neighbours=(0, 1),
+            claimed=(3.0, 1e-5),
+            draws=2_000,
+        )
+        assert found.verdict is Verdict.REFUTED
+
+    def test_a_constant_mechanism_is_not_refuted(self):
+        found = audit_mechanism(lambda _: 7.0, neighbours=(0, 1), claimed=(0.0, 0.0), draws=1000)
+        assert found.verdict is Verdict.NOT_REFUTED
+        assert found.epsilon_lower == 0
+
+    def test_no_differential_privacy_at_all_is_refuted_as_far_as_draws_reach(self):
+        found = audit_mechanism(lambda value: value, neighbours=(0, 1), claimed=(4.0, 0.0), draws=10_000)
+        assert found.verdict is Verdict.REFUTED
+        assert found.epsilon_lower == pytest.approx(found.epsilon_reachable)
+        beyond = audit_mechanism(lambda value: value, neighbours=(0, 1), claimed=(9.0, 0.0), draws=10_000)
+        assert beyond.verdict is Verdict.NOT_REFUTED  # so many draws cannot show more
+        assert beyond.epsilon_reachable < 9
+
+    def test_true_claims_stay_unrefuted_at_a_level_that_can_be_counted(self):
+        # Randomized response sits exactly at its claim, so this is the hardest true claim. At the level 0.05, 200
+        # audits give at most 10 false alarms in the mean; Binomial(200, 0.05) exceeds 27 with probability 1e-6.
+        source = np.random.default_rng(7)
+        epsilon = 1.0
+        chance = 1 / (1 + math.exp(-epsilon))
+        alarms = 0
+        for _ in range(200):
+            first, second = (source.random(400) < p for p in (chance, 1 - chance))
+            found = audit_samples(
+                first.astype(float),
+                second.astype(float),
+                claimed=(epsilon, 0.0),
+                level=0.05,
+                suspect_level=0.05,
+            )
+            alarms += found.verdict is Verdict.REFUTED
+        assert alarms <= 27
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"draws": 10},
+            {"claimed": (-1.0, 1e-5)},
+            {"claimed": (1.0, 1.0)},
+            {"claimed": (math.nan, 0.0)},
+            {"level": 0.0},
+            {"level": 0.3, "suspect_level": 0.1},
+        ],
+    )
+    def test_bad_arguments_are_refused(self, wrong):
+        given = {"neighbours": (0.0, 1.0), "claimed": (1.0, 1e-5), "draws": 200, "calls": Calls.BATCH}
+        with pytest.raises(ConfigError):
+            audit_mechanism(gaussian(1.0), **(given | wrong))
+
+    def test_outputs_of_different_shapes_are_refused(self):
+        shapes = iter(range(1, 1000))
+        with pytest.raises(ConfigError, match="shape"):
+            audit_mechanism(
+                lambda _: np.zeros(next(shapes)), neighbours=(0, 1), claimed=(1.0, 0.0), draws=100
+            )
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return PrivacyPlan(
+        unit=UnitOfPrivacy.PATIENT,
+        clip_norm=1.0,
+        grid_norm=1000,
+        dimension=4,
+        noise_multiplier=2.0,
+        releases=1,
+        cohort_size=5,
+        threshold=4,
+        delta=1e-5,
+    )
+
+
+class TestOurRelease:
+    def test_every_view_stands(self, plan):
+        found = audit_release(plan, draws=20_000, rng=InsecureSeededRng(11))
+        assert len(found) == len(release_views(plan)) == 8
+        for one in found:
+            assert one.audit.verdict is Verdict.NOT_REFUTED, one.name
+            assert one.audit.epsilon_gaussian > 0.8 * one.audit.claimed_epsilon  # the claim is tight
+
+    def test_half_the_noise_does_not_stand(self, plan):
+        halved = NoiseShare(family=NoiseFamily.DISCRETE_GAUSSIAN, sigma=plan.share_sigma() / 4)
+        present, absent = release_samples(
+            plan, shares=5, draws=20_000, rng=InsecureSeededRng(12), noise=halved
+        )
+        found = audit_samples(present, absent, claimed=(plan.epsilon(2.0), plan.delta))
+        assert found.verdict is Verdict.REFUTED
+
+    def test_the_clip_holds_in_what_is_seen(self, plan):
+        present, absent = release_samples(plan, shares=3, draws=5_000, rng=InsecureSeededRng(13))
+        spread = plan.noise_multiplier * math.sqrt(3 / 5)
+        # Means of 5,000 draws: 6 standard errors.
+        assert present.mean() == pytest.approx(1.0, abs=6 * spread / math.sqrt(5000) + 1e-3)
+        assert absent.mean() == pytest.approx(0.0, abs=6 * spread / math.sqrt(5000))
+        assert present.std() == pytest.approx(spread, rel=0.06)
