@@ -1,0 +1,346 @@
+"""The driver for sites elsewhere: one batch of requests for each phase of a round.
+
+Every engine that can put a question to several sites and collect what comes back before a deadline carries the
+protocol: it implements `Exchange`. `ExchangeDriver` does the rest, and `RemoteSite` stands for a site.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from secfl.crypto.aggregation import Aborted, Envelope, Finished, Party, PartyState, RoundResult, Running
+from secfl.errors import LocalProtocolError, RemoteProtocolError, RoundAborted
+from secfl.federation.driver import Carriage, Record, Watch
+from secfl.federation.local_work import LocalReport
+from secfl.federation.offer import RoundOffer
+from secfl.federation.requests import (
+    AskWitness,
+    CoSign,
+    Deliver,
+    Failed,
+    OfferRound,
+    Refused,
+    Reply,
+    Request,
+    Sent,
+    Signature,
+    WitnessAt,
+    decode_reply,
+    encode,
+)
+from secfl.ledger.checkpoints import Checkpoint
+from secfl.types import AGGREGATOR, ClientId, RoundId
+
+__all__ = ["Deadlines", "Exchange", "ExchangeDriver", "RemoteParty", "RemoteSite"]
+
+
+class Exchange(Protocol):
+    """Puts questions to sites and gives their replies as they come."""
+
+    def exchange(
+        self, requests: Mapping[ClientId, bytes], *, seconds: float
+    ) -> Iterator[tuple[ClientId, bytes]]:
+        """Ask, and yield replies until all have come, those missing cannot come, or time is over.
+
+        A reply may be late and belong to an earlier question; the driver tells by the round.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long sites are waited for.
+
+    Attributes:
+        training: Seconds for local work and the first message of a round.
+        phase: Seconds for each later message.
+    """
+
+    training: float = 3600.0
+    phase: float = 60.0
+
+
+class RemoteParty:
+    """The place of a party that lives at its site; `ExchangeDriver` talks to it by requests."""
+
+    def __init__(self, site: RemoteSite, offer: RoundOffer) -> None:
+        self.site = site
+        self.offer = offer
+
+    @property
+    def state(self) -> PartyState:
+        """It waits for whoever carries its envelopes."""
+        return Running("offered")
+
+    def start(self) -> list[Envelope]:
+        """Not here."""
+        raise LocalProtocolError(f"{self.site.name}: this party lives at its site; use ExchangeDriver")
+
+    def receive(self, envelope: Envelope) -> list[Envelope]:
+        """Not here."""
+        raise LocalProtocolError(f"{envelope.recipient}: this party lives at its site; use ExchangeDriver")
+
+    def phase_over(self) -> list[Envelope]:
+        """Clients have no deadlines of their own."""
+        return []
+
+    def snapshot(self) -> bytes:
+        """Not here."""
+        raise LocalProtocolError(
+            f"{self.site.name}: this party lives at its site and keeps its own snapshots"
+        )
+
+
+class RemoteSite:
+    """A site at the other end of an exchange: it joins rounds and co-signs the ledger.
+
+    Args:
+        name: The site.
+        exchange: How to reach it.
+        run_id: The run, 16 bytes.
+        most_bytes: Larger replies are refused unread.
+        seconds: How long it is waited for when the ledger is co-signed.
+    """
+
+    def __init__(
+        self, name: ClientId, *, exchange: Exchange, run_id: bytes, most_bytes: int, seconds: float = 60.0
+    ) -> None:
+        self.report: LocalReport | None = None
+        self.most_bytes = most_bytes
+        self._name = name
+        self._exchange = exchange
+        self._run_id = run_id
+        self._seconds = seconds
+
+    @property
+    def name(self) -> ClientId:
+        """The site's name."""
+        return self._name
+
+    def join(self, offer: RoundOffer) -> Party:
+        """A place for its party; the site itself starts to work when the driver carries the offer."""
+        self.report = None
+        return RemoteParty(self, offer)
+
+    @property
+    def last_size(self) -> int:
+        """See `secfl.ledger.checkpoints.CoSigner`."""
+        reply = self._ask(AskWitness(run_id=self._run_id))
+        if not isinstance(reply, WitnessAt):
+            raise RemoteProtocolError(self._name, "did not say which checkpoint it signed last")
+        return reply.size
+
+    def co_sign(self, proposal: Checkpoint, proof: tuple[bytes, ...] | list[bytes]) -> bytes:
+        """See `secfl.ledger.checkpoints.CoSigner`."""
+        reply = self._ask(CoSign(checkpoint=proposal, proof=tuple(proof)))
+        if isinstance(reply, Refused | Failed):
+            raise RemoteProtocolError(self._name, f"does not sign the ledger: {reply.reason}")
+        if not isinstance(reply, Signature):
+            raise RemoteProtocolError(self._name, "gave something else than a signature")
+        return reply.value
+
+    def _ask(self, request: Request) -> Reply:
+        wanted = WitnessAt if isinstance(request, AskWitness) else Signature
+        for name, data in self._exchange.exchange({self._name: encode(request)}, seconds=self._seconds):
+            reply = decode_reply(data, peer=self._name, most_bytes=self.most_bytes)
+            if name == self._name and isinstance(reply, wanted | Refused | Failed):
+                return reply
+        raise RemoteProtocolError(self._name, "did not answer about the ledger in time")
+
+
+class ExchangeDriver:
+    """Carries a round by batches of requests.
+
+    Args:
+        exchange: The engine.
+        deadlines: How long sites are waited for.
+        drops: Client -> how many sends it still makes before it is taken for silent (fault injection).
+        record: Called with the phase and each envelope that leaves a party.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        deadlines: Deadlines,
+        drops: Mapping[ClientId, int] | None = None,
+        record: Record | None = None,
+    ) -> None:
+        self._exchange = exchange
+        self._deadlines = deadlines
+        self._drops = dict(drops or {})
+        self._record = record
+
+    def carry(self, aggregator: Party, clients: Mapping[ClientId, Party], *, watch: Watch) -> Carriage:
+        """Run one round to its end; see `secfl.federation.driver.Driver.carry`."""
+        remote = {name: party for name, party in clients.items() if isinstance(party, RemoteParty)}
+        if len(remote) != len(clients) or not remote:
+            raise LocalProtocolError("this driver carries remote parties only")
+        one = _Round(aggregator, remote, watch=watch, drops=self._drops, record=self._record)
+        one.call(aggregator.start)
+        requests: Mapping[ClientId, bytes] = one.offers()
+        seconds = self._deadlines.training
+        while not isinstance(aggregator.state, Finished | Aborted):
+            before = aggregator.state
+            for name, data in self._exchange.exchange(requests, seconds=seconds):
+                one.take(name, data)
+                if isinstance(aggregator.state, Finished | Aborted):
+                    break
+            requests, seconds = one.deliveries(), self._deadlines.phase
+            if not requests and aggregator.state == before:
+                one.call(aggregator.phase_over)
+                requests = one.deliveries()
+                if not requests and aggregator.state == before:
+                    raise RoundAborted(one.stuck(before))
+        if isinstance(aggregator.state, Aborted):
+            raise aggregator.state.reason
+        if aggregator.state.result is None:
+            raise RoundAborted("the aggregator finished without a result")
+        one.carriage.result = aggregator.state.result
+        return one.carriage
+
+
+class _Round:
+    """The books of one round, and what waits to be delivered."""
+
+    def __init__(
+        self,
+        aggregator: Party,
+        parties: Mapping[ClientId, RemoteParty],
+        *,
+        watch: Watch,
+        drops: Mapping[ClientId, int],
+        record: Record | None,
+    ) -> None:
+        self.carriage = Carriage(result=RoundResult(sums={}, survivors=()))
+        self._aggregator = aggregator
+        self._parties = parties
+        self._watch = watch
+        self._record = record
+        self._sends_left = dict(drops)
+        self._seen: PartyState | None = None
+        self._out: dict[ClientId, list[bytes]] = {}
+        self._gone: set[ClientId] = set()
+        self._round_id = RoundId(next(iter(parties.values())).offer.round_id)
+
+    def offers(self) -> dict[ClientId, bytes]:
+        """The invitation, encoded once for all sites."""
+        offer = next(iter(self._parties.values())).offer
+        model = np.concatenate([np.ravel(tensor) for tensor in offer.state.values()]).astype(np.float32)
+        request = encode(
+            OfferRound(
+                run_id=offer.run_id,
+                round_id=offer.round_id,
+                round_index=offer.round_index,
+                cohort=offer.cohort,
+                threshold=offer.threshold,
+                scheme=offer.scheme,
+                model=model,
+            )
+        )
+        return dict.fromkeys(self._listening(), request)
+
+    def deliveries(self) -> dict[ClientId, bytes]:
+        """What the aggregator wants to say by now, one request a site."""
+        waiting, self._out = self._out, {}
+        return {
+            name: encode(Deliver(round_id=self._round_id, payloads=tuple(waiting[name])))
+            for name in self._listening()
+            if name in waiting
+        }
+
+    def take(self, name: ClientId, data: bytes) -> None:
+        """A reply came; what cannot be read or is not of this round is booked as refused."""
+        party = self._parties.get(name)
+        if party is None or name in self._gone:
+            return
+        try:
+            reply = decode_reply(data, peer=name, most_bytes=party.site.most_bytes)
+        except RemoteProtocolError as error:
+            self._lose(name, str(error))
+            return
+        if not isinstance(reply, Sent | Refused | Failed) or reply.round_id not in (self._round_id, 0):
+            return  # late: an answer to an earlier question
+        if isinstance(reply, Refused | Failed):
+            self._lose(name, f"{name}: {reply.reason}")
+            return
+        if reply.report:
+            party.site.report = LocalReport(
+                **{key: value for key, value in reply.report.items() if key in _REPORTED}
+            )
+        self._book(reply.seconds)
+        if self._speaks(name):
+            for payload in reply.payloads:
+                envelope = Envelope(name, AGGREGATOR, payload)
+                self._note(envelope)
+                self.call(lambda envelope=envelope: self._aggregator.receive(envelope))
+
+    def call(self, step: Callable[[], list[Envelope]]) -> None:
+        """Let the aggregator take one step; time it, tell the watcher, and keep what it sends."""
+        began = time.perf_counter()
+        try:
+            sent = step()
+        except RemoteProtocolError as refusal:
+            self.carriage.refusals.append(str(refusal))
+            sent = []
+        seconds = time.perf_counter() - began
+        if _opening(self._aggregator.state):
+            self.carriage.opening_seconds += seconds
+        else:
+            self.carriage.aggregator_seconds += seconds
+        state = self._aggregator.state
+        if state != self._seen:
+            self._seen = state
+            self._watch(state)
+        for envelope in sent:
+            self._note(envelope)
+            self._out.setdefault(envelope.recipient, []).append(envelope.payload)
+
+    def stuck(self, state: PartyState) -> str:
+        """Why nothing goes on."""
+        phase = state.phase if isinstance(state, Running) else "end"
+        refused = f"; refused: {self.carriage.refusals[0]}" if self.carriage.refusals else ""
+        return f"nobody had anything left to say in phase {phase}{refused}"
+
+    def _lose(self, name: ClientId, reason: str) -> None:
+        self.carriage.refusals.append(reason)
+        self._gone.add(name)
+
+    def _listening(self) -> list[ClientId]:
+        return [
+            name for name in self._parties if name not in self._gone and self._sends_left.get(name, 1) > 0
+        ]
+
+    def _speaks(self, sender: ClientId) -> bool:
+        left = self._sends_left.get(sender)
+        if left is None:
+            return True
+        self._sends_left[sender] = max(0, left - 1)
+        return left > 0
+
+    def _book(self, seconds: float) -> None:
+        if _opening(self._aggregator.state):
+            self.carriage.opening_seconds += seconds
+        else:
+            self.carriage.client_seconds += seconds
+
+    def _note(self, envelope: Envelope) -> None:
+        up = envelope.recipient == AGGREGATOR
+        book = self.carriage.bytes_up if up else self.carriage.bytes_down
+        client = envelope.sender if up else envelope.recipient
+        book[client] = book.get(client, 0) + len(envelope.payload)
+        if self._record is not None:
+            state = self._aggregator.state
+            self._record(state.phase if isinstance(state, Running) else "end", envelope)
+
+
+_REPORTED = ("train_seconds", "protect_seconds", "clipped_fraction")
+
+
+def _opening(state: PartyState) -> bool:
+    return isinstance(state, Finished) or (isinstance(state, Running) and bool(state.survivors))

@@ -1,0 +1,336 @@
+"""What a coordinator asks a site and what the site replies, as bytes: the same over every engine.
+
+A request is one of `OfferRound`, `Deliver`, `AskWitness`, `CoSign`; a reply is one of `Sent`, `Refused`,
+`Failed`, `WitnessAt`, `Signature`. Each has one encoding: ``b"SFR1"``, a kind byte, and length-prefixed fields.
+
+Nothing here is trusted for being well-formed: what a site signs is the round that it recomputes, and what an
+aggregator believes are signatures inside the envelopes. This layer only refuses what cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secfl.crypto.snapshots import split_fields
+from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from secfl.ledger.checkpoints import Checkpoint
+from secfl.types import ClientId, RoundId, SchemeSpec, client_id, join_fields
+
+__all__ = [
+    "AskWitness",
+    "CoSign",
+    "Deliver",
+    "Failed",
+    "OfferRound",
+    "Refused",
+    "Reply",
+    "Request",
+    "Sent",
+    "Signature",
+    "WitnessAt",
+    "decode_reply",
+    "decode_request",
+    "encode",
+]
+
+_MAGIC: Final = b"SFR1"
+_HEAD: Final = len(_MAGIC) + 1
+_MOST_FIELDS: Final = 256
+_MOST_TEXT: Final = 4096
+_HASH: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfferRound:
+    """An invitation to a round, with the global model.
+
+    Attributes:
+        run_id: 16 bytes.
+        round_id: Rises with every attempt.
+        round_index: Which round of training.
+        cohort: The invited clients, sorted.
+        threshold: Fewest survivors.
+        scheme: Scheme and parameters.
+        model: The global model's elements in the order of the site's own model, float32, shape ``(d,)``.
+    """
+
+    run_id: bytes
+    round_id: RoundId
+    round_index: int
+    cohort: tuple[ClientId, ...]
+    threshold: int
+    scheme: SchemeSpec
+    model: NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deliver:
+    """Envelopes of the aggregator for this site."""
+
+    round_id: RoundId
+    payloads: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskWitness:
+    """Asks for the size of the last ledger checkpoint that the site signed."""
+
+    run_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoSign:
+    """Asks for a signature under a ledger checkpoint, with the proof that it extends the last one."""
+
+    checkpoint: Checkpoint
+    proof: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """Envelopes of this site for the aggregator, and where its party stands.
+
+    Attributes:
+        round_id: The round they belong to.
+        phase: Name of the party's phase; ``end`` when it has said everything.
+        payloads: In order.
+        seconds: Time that the site's party took.
+        report: Figures of local work, in a simulation only; empty in deployment.
+    """
+
+    round_id: RoundId
+    phase: str
+    payloads: tuple[bytes, ...] = field(repr=False)
+    seconds: float = 0.0
+    report: dict[str, float] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The site blames the request: malformed, replayed, unsigned or inconsistent."""
+
+    round_id: RoundId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The site cannot take part in this round any more; its reason names no values."""
+
+    round_id: RoundId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WitnessAt:
+    """Size of the last checkpoint that the site signed; 0 for none."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """64 bytes under a checkpoint."""
+
+    value: bytes = field(repr=False)
+
+
+Request: TypeAlias = OfferRound | Deliver | AskWitness | CoSign
+Reply: TypeAlias = Sent | Refused | Failed | WitnessAt | Signature
+
+_KINDS: Final[dict[type, int]] = {
+    OfferRound: 1,
+    Deliver: 2,
+    AskWitness: 3,
+    CoSign: 4,
+    Sent: 65,
+    Refused: 66,
+    Failed: 67,
+    WitnessAt: 68,
+    Signature: 69,
+}
+
+
+def encode(message: Request | Reply) -> bytes:
+    """The one encoding of a request or reply."""
+    return _MAGIC + struct.pack("<B", _KINDS[type(message)]) + join_fields(*_fields(message))
+
+
+def decode_request(data: bytes, *, peer: str, most_bytes: int) -> Request:
+    """Read a request.
+
+    Args:
+        data: From the coordinator.
+        peer: Who is blamed.
+        most_bytes: Nothing larger is looked at.
+
+    Raises:
+        RemoteProtocolError: Too large, malformed, or a reply.
+    """
+    kind, parts = _open(data, peer=peer, most_bytes=most_bytes)
+    try:
+        match kind:
+            case 1:
+                return _offer(parts)
+            case 2:
+                number, *payloads = parts
+                return Deliver(round_id=_round(number), payloads=tuple(payloads))
+            case 3:
+                (run_id,) = parts
+                return AskWitness(run_id=_exactly(run_id, 16))
+            case 4:
+                body, *proof = parts
+                return CoSign(
+                    checkpoint=Checkpoint.from_json(_object(body)),
+                    proof=tuple(_exactly(one, _HASH) for one in proof),
+                )
+    except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(peer, f"malformed request ({type(error).__name__})") from None
+    raise RemoteProtocolError(peer, f"request of unknown kind {kind}")
+
+
+def decode_reply(data: bytes, *, peer: str, most_bytes: int) -> Reply:
+    """Read a reply; errors as in `decode_request`."""
+    kind, parts = _open(data, peer=peer, most_bytes=most_bytes)
+    try:
+        match kind:
+            case 65:
+                number, phase, seconds, report, *payloads = parts
+                return Sent(
+                    round_id=_round(number),
+                    phase=_text(phase),
+                    payloads=tuple(payloads),
+                    seconds=_seconds(seconds),
+                    report=_figures(report),
+                )
+            case 66:
+                number, reason = parts
+                return Refused(round_id=_round(number), reason=_text(reason))
+            case 67:
+                number, reason = parts
+                return Failed(round_id=_round(number), reason=_text(reason))
+            case 68:
+                (size,) = parts
+                return WitnessAt(size=struct.unpack("<Q", size)[0])
+            case 69:
+                (value,) = parts
+                return Signature(value=_exactly(value, 64))
+    except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(peer, f"malformed reply ({type(error).__name__})") from None
+    raise RemoteProtocolError(peer, f"reply of unknown kind {kind}")
+
+
+def _fields(message: Request | Reply) -> list[bytes]:  # noqa: PLR0911 - one return for each kind
+    match message:
+        case OfferRound():
+            flat = [part.encode() for pair in message.scheme.parameters for part in pair]
+            return [
+                message.run_id,
+                struct.pack("<QQI", message.round_id, message.round_index, message.threshold),
+                join_fields(*(name.encode() for name in message.cohort)),
+                join_fields(message.scheme.name.encode(), *flat),
+                np.ascontiguousarray(message.model, dtype="<f4").tobytes(),
+            ]
+        case Deliver():
+            return [struct.pack("<Q", message.round_id), *message.payloads]
+        case AskWitness():
+            return [message.run_id]
+        case CoSign():
+            return [json.dumps(message.checkpoint.to_json()).encode(), *message.proof]
+        case Sent():
+            return [
+                struct.pack("<Q", message.round_id),
+                message.phase.encode(),
+                struct.pack("<d", message.seconds),
+                json.dumps(message.report, allow_nan=False).encode(),
+                *message.payloads,
+            ]
+        case Refused() | Failed():
+            return [struct.pack("<Q", message.round_id), message.reason.encode()[:_MOST_TEXT]]
+        case WitnessAt():
+            return [struct.pack("<Q", message.size)]
+        case Signature():
+            return [message.value]
+
+
+def _open(data: bytes, *, peer: str, most_bytes: int) -> tuple[int, list[bytes]]:
+    if len(data) > most_bytes:
+        raise RemoteProtocolError(peer, f"message of {len(data)} bytes, expected at most {most_bytes}")
+    if len(data) < _HEAD or data[: len(_MAGIC)] != _MAGIC:
+        raise RemoteProtocolError(peer, "not a request or reply of this version")
+    try:
+        parts = split_fields(data[_HEAD:])
+    except LocalProtocolError:
+        raise RemoteProtocolError(peer, "its fields do not fill the message") from None
+    if len(parts) > _MOST_FIELDS:
+        raise RemoteProtocolError(peer, f"message of {len(parts)} fields, expected at most {_MOST_FIELDS}")
+    return data[len(_MAGIC)], parts
+
+
+def _offer(parts: list[bytes]) -> OfferRound:
+    run_id, numbers, cohort, scheme, model = parts
+    round_id, round_index, threshold = struct.unpack("<QQI", numbers)
+    name, *flat = (part.decode("ascii") for part in _split(scheme))
+    if len(flat) % 2 or len(model) % 4:
+        raise ValueError("odd number of scheme fields, or a torn model")
+    return OfferRound(
+        run_id=_exactly(run_id, 16),
+        round_id=RoundId(round_id),
+        round_index=round_index,
+        cohort=tuple(client_id(part.decode("ascii")) for part in _split(cohort)),
+        threshold=threshold,
+        scheme=SchemeSpec(name=name, parameters=tuple(zip(flat[::2], flat[1::2], strict=True))),
+        model=np.frombuffer(model, dtype="<f4").astype(np.float32, copy=False),
+    )
+
+
+def _split(data: bytes) -> list[bytes]:
+    try:
+        return split_fields(data)
+    except LocalProtocolError as error:
+        raise ValueError(str(error)) from None
+
+
+def _round(data: bytes) -> RoundId:
+    return RoundId(struct.unpack("<Q", data)[0])
+
+
+def _exactly(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise ValueError(f"field of {len(data)} bytes, expected {size}")
+    return data
+
+
+def _text(data: bytes) -> str:
+    """Text of a peer for people: short, and without control characters."""
+    if len(data) > _MOST_TEXT:
+        raise ValueError("text too long")
+    return "".join(letter if letter.isprintable() else "?" for letter in data.decode())
+
+
+def _seconds(data: bytes) -> float:
+    value: float = struct.unpack("<d", data)[0]
+    return value if math.isfinite(value) and value >= 0 else 0.0
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    if len(data) > 1 << 20:
+        raise ValueError("object too long")
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise ValueError("not an object")  # noqa: TRY004 - the bytes are wrong, not a type in the program
+    return value
+
+
+def _figures(data: bytes) -> dict[str, float]:
+    figures = {str(name): float(value) for name, value in _object(data).items()}
+    if not all(math.isfinite(value) for value in figures.values()):
+        raise ValueError("a figure is not finite")
+    return figures

@@ -1,0 +1,294 @@
+"""A site as a program: requests come in, replies go out, and nothing is lost when the process is killed.
+
+`SiteAgent` is the client side of every engine that runs on several machines. It enters a round only on terms
+that it computed itself, works on its data, and answers through a journal (docs/protocol.md, section 2): asked the
+same again it repeats the same bytes, asked something else it refuses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from secfl.crypto.aggregation import Aborted, Envelope, Finished, Running
+from secfl.crypto.hazmat.sealed import derive
+from secfl.crypto.identity import Directory, Identity
+from secfl.errors import LocalProtocolError, RemoteProtocolError, SecflError
+from secfl.federation.checkpoint import write_atomically
+from secfl.federation.journal import Journal
+from secfl.federation.journaled_party import JournaledParty
+from secfl.federation.local_work import LocalReport, LocalWork
+from secfl.federation.offer import RoundOffer, RoundTerms
+from secfl.federation.requests import (
+    AskWitness,
+    CoSign,
+    Deliver,
+    Failed,
+    OfferRound,
+    Refused,
+    Reply,
+    Sent,
+    Signature,
+    WitnessAt,
+    decode_request,
+    encode,
+)
+from secfl.federation.schemes import scheme_for
+from secfl.federation.snapshot_vault import SnapshotVault
+from secfl.federation.state import count_parameters
+from secfl.ledger.checkpoints import Witness
+from secfl.randomness import Rng
+from secfl.segmentation.task import State
+from secfl.types import AGGREGATOR, PrivatizedUpdate, RoundId, RoundSpec, SchemeSpec
+
+__all__ = ["Reports", "SiteAgent", "SiteTerms", "largest_message"]
+
+_OVERHEAD: Final = 1 << 20
+
+
+class Reports(StrEnum):
+    """Whether a site tells times and clipping of its own work."""
+
+    NOTHING = "nothing"
+    """Nothing about a single site leaves it: deployment."""
+    SIMULATION = "simulation"
+    """Everything runs on one host anyway."""
+
+
+def largest_message(parameters: int, clients: int) -> int:
+    """No request or reply of a run is larger, bytes; an opener of shared CKKS gets everybody's ciphertext."""
+    return 8 * parameters * (clients + 1) + clients * _OVERHEAD + _OVERHEAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteTerms:
+    """What a site agreed to before the run; every round is checked against it.
+
+    Attributes:
+        run_id: The run, 16 bytes.
+        directory: The enrolled keys; the cohort of every round is all of them.
+        threshold: Fewest survivors.
+        scheme: Scheme and parameters.
+        round_terms: Grid, modulus, weights, digests of task and plan.
+        layout: A model with the names and shapes of the run's; its values do not matter.
+    """
+
+    run_id: bytes
+    directory: Directory
+    threshold: int
+    scheme: SchemeSpec
+    round_terms: RoundTerms
+    layout: State = field(repr=False)
+
+
+class SiteAgent:
+    """Handles one request after the other; use it from one thread.
+
+    Args:
+        identity: The site's name and signing key.
+        folder: Journal, sealed snapshots, the current offer and the last checkpoint; of this site alone.
+        terms: What it agreed to.
+        work: What it does with its data.
+        rng: Keys and masks.
+        reports: Whether figures of its own work are told.
+
+    Raises:
+        LocalProtocolError: Another process holds the folder, or the journal is damaged.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        folder: Path,
+        terms: SiteTerms,
+        work: LocalWork,
+        rng: Rng,
+        reports: Reports = Reports.NOTHING,
+    ) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._identity = identity
+        self._terms = terms
+        self._work = work
+        self._rng = rng
+        self._reports = reports
+        self._scheme = scheme_for(terms.scheme)
+        self._offer_file = folder / "offer.bin"
+        self._journal = Journal(folder / "journal", client=identity.name)
+        self._vault = SnapshotVault(
+            folder / "snapshots",
+            client=identity.name,
+            key=derive(identity.seed, b"site-snapshots", terms.run_id),
+        )
+        self._witness = Witness(identity, run_id=terms.run_id, keep=folder / "checkpoint.json")
+        self._most_bytes = largest_message(count_parameters(terms.layout), len(terms.directory.keys))
+        self._party: JournaledParty | None = None
+        self._spec: RoundSpec | None = None
+        self._local: LocalReport | None = None
+
+    def close(self) -> None:
+        """Let go of the journal; another process may go on."""
+        self._journal.close()
+
+    def handle(self, request: bytes) -> bytes:
+        """Reply to one request. Never raises for what came from outside."""
+        number = RoundId(0)
+        try:
+            message = decode_request(request, peer=AGGREGATOR, most_bytes=self._most_bytes)
+            match message:
+                case OfferRound():
+                    number = message.round_id
+                    reply: Reply = self._enter(message, request)
+                case Deliver():
+                    number = message.round_id
+                    reply = self._deliver(message)
+                case AskWitness():
+                    self._check_run(message.run_id)
+                    reply = WitnessAt(size=self._witness.last_size)
+                case CoSign():
+                    reply = Signature(value=self._witness.co_sign(message.checkpoint, message.proof))
+        except RemoteProtocolError as error:
+            reply = Refused(round_id=number, reason=error.reason)
+        except SecflError as error:
+            reply = Failed(round_id=number, reason=str(error))
+        return encode(reply)
+
+    def _enter(self, message: OfferRound, request: bytes) -> Reply:
+        offer = self._read_offer(message)
+        spec = offer.specification(self._terms.round_terms, self._terms.directory)
+        if self._spec is not None and self._spec.digest() == spec.digest() and self._party is not None:
+            return self._say(self._party.start)
+        try:
+            self._journal.entry(spec)
+        except LocalProtocolError:
+            self._spec, self._party = spec, None
+            self._party = JournaledParty.enter(
+                self._scheme,
+                spec,
+                self._identity,
+                directory=self._terms.directory,
+                draw_update=lambda: self._contribute(offer, spec, request),
+                rng=self._rng,
+                journal=self._journal,
+                vault=self._vault,
+            )
+        else:
+            self._restore(spec)
+        assert self._party is not None
+        return self._say(self._party.start)
+
+    def _contribute(self, offer: RoundOffer, spec: RoundSpec, request: bytes) -> PrivatizedUpdate:
+        # Kept so that another process can recompute the specification of a round that is under way.
+        write_atomically(self._offer_file, request)
+        contribution = self._work.contribute(offer, spec)
+        self._local = contribution.report
+        return contribution.privatized
+
+    def _deliver(self, message: Deliver) -> Reply:
+        if self._party is None:
+            self._go_on()
+        party, spec = self._party, self._spec
+        if party is None or spec is None or spec.round_id != message.round_id:
+            raise LocalProtocolError(f"round {message.round_id} is not the one under way here")
+        name = self._identity.name
+
+        def receive() -> list[Envelope]:
+            sent: list[Envelope] = []
+            for payload in message.payloads:
+                sent += party.receive(Envelope(AGGREGATOR, name, payload))
+            return sent
+
+        return self._say(receive)
+
+    def _go_on(self) -> None:
+        """Take up the round that another process of this site had entered."""
+        try:
+            request = self._offer_file.read_bytes()
+        except FileNotFoundError:
+            raise LocalProtocolError("no round is under way here") from None
+        except OSError as error:
+            raise LocalProtocolError(f"{self._offer_file}: {error.strerror}") from None
+        message = decode_request(request, peer=self._identity.name, most_bytes=self._most_bytes)
+        if not isinstance(message, OfferRound):
+            raise LocalProtocolError(f"{self._offer_file}: expected the offer of a round")
+        spec = self._read_offer(message).specification(self._terms.round_terms, self._terms.directory)
+        self._restore(spec)
+
+    def _restore(self, spec: RoundSpec) -> None:
+        self._spec = spec
+        self._party = JournaledParty.restore(
+            self._scheme, spec, directory=self._terms.directory, journal=self._journal, vault=self._vault
+        )
+
+    def _say(self, step: Callable[[], list[Envelope]]) -> Reply:
+        assert self._party is not None
+        assert self._spec is not None
+        began = time.perf_counter()
+        sent = step()
+        state = self._party.state
+        if isinstance(state, Aborted):
+            return Failed(round_id=self._spec.round_id, reason=str(state.reason))
+        report: dict[str, float] = {}
+        if self._local is not None and self._reports is Reports.SIMULATION:
+            report = {
+                "train_seconds": self._local.train_seconds,
+                "protect_seconds": self._local.protect_seconds,
+                "clipped_fraction": self._local.clipped_fraction,
+            }
+        self._local = None
+        return Sent(
+            round_id=self._spec.round_id,
+            phase="end" if isinstance(state, Finished) or not isinstance(state, Running) else state.phase,
+            payloads=tuple(envelope.payload for envelope in sent),
+            seconds=time.perf_counter() - began if self._reports is Reports.SIMULATION else 0.0,
+            report=report,
+        )
+
+    def _read_offer(self, message: OfferRound) -> RoundOffer:
+        """The offer on this site's own terms.
+
+        Raises:
+            RemoteProtocolError: Another run, cohort, threshold, scheme or model than agreed.
+        """
+        terms = self._terms
+        self._check_run(message.run_id)
+        agreed = {
+            "cohort": tuple(sorted(terms.directory.keys)),
+            "threshold": terms.threshold,
+            "scheme": terms.scheme,
+        }
+        for name, expected in agreed.items():
+            if getattr(message, name) != expected:
+                raise RemoteProtocolError(AGGREGATOR, f"offers a {name} that this site did not agree to")
+        wanted = count_parameters(terms.layout)
+        if message.model.size != wanted:
+            raise RemoteProtocolError(
+                AGGREGATOR, f"offers a model of {message.model.size} elements, expected {wanted}"
+            )
+        return RoundOffer(
+            run_id=message.run_id,
+            round_id=message.round_id,
+            round_index=message.round_index,
+            cohort=message.cohort,
+            threshold=message.threshold,
+            scheme=message.scheme,
+            state=_shaped(message.model, terms.layout),
+        )
+
+    def _check_run(self, run_id: bytes) -> None:
+        if run_id != self._terms.run_id:
+            raise RemoteProtocolError(AGGREGATOR, "asks about a run that this site did not join")
+
+
+def _shaped(values: np.ndarray, layout: State) -> State:
+    state, start = {}, 0
+    for name, tensor in layout.items():
+        state[name] = values[start : start + tensor.size].reshape(tensor.shape)
+        start += tensor.size
+    return state
