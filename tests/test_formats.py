@@ -34,6 +34,19 @@ def test_its_configuration_is_read(run):
     assert config.clients == 3
 
 
+def test_later_keys_do_not_change_its_digest(run):
+    """Keys that were added since count only where they differ from their default."""
+    config = load_config(run / "config.toml", {})
+    assert config.digest().hex() == read_summary(run)["config_sha256"]
+    for changed in (
+        {"data": {"phantom_target": "tissues"}},
+        {"privacy": {"local_steps": 7}},
+        {"seed": 2},
+        {"privacy": {"clip": 2.0}},
+    ):
+        assert load_config(run / "config.toml", changed).digest() != config.digest()
+
+
 def test_its_summary_and_model_are_read_and_agree(run):
     summary = read_summary(run)
     assert summary["rounds_completed"] == 2

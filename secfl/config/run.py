@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -26,6 +27,21 @@ from secfl.config.sections import (
 __all__ = ["CONFIG_FORMAT_VERSION", "RunConfig", "check_cohort", "default_threshold"]
 
 CONFIG_FORMAT_VERSION = 1
+
+_FIRST_KEYS: Mapping[str, str] = MappingProxyType(
+    {
+        "": "format_version clients dropout engine seed threads evaluate_every references record include_images "
+        "data model training secure_agg privacy",
+        "data": "source phantom_images image_size test_fraction normalization",
+        "model": "name channels normalization",
+        "training": "rounds local_epochs batch_size learning_rate weight_decay schedule crop augmentation weighting "
+        "server server_learning_rate max_weight device",
+        "secure_agg": "scheme ckks_key threshold value_bits coordinate_bound",
+        "privacy": "mode epsilon delta noise_multiplier clip insecure_test_noise accept_weak schedule sampling_rate "
+        "steps nominal_patients physical_batch step_size",
+    }
+)
+"""Keys of each section when format version 1 began; never extended. See `RunConfig.digest`."""
 
 
 class RunConfig(Section):
@@ -101,8 +117,12 @@ class RunConfig(Section):
         return self
 
     def digest(self) -> bytes:
-        """SHA-256 of the canonical JSON of every setting."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the canonical JSON of every setting.
+
+        A key that came after the first version of the format counts only where it differs from its default, so
+        that older runs keep their digest.
+        """
+        canonical = json.dumps(_settings(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(b"secfl/v1/config" + canonical.encode()).digest()
 
     def to_toml(self) -> str:
@@ -110,6 +130,22 @@ class RunConfig(Section):
         import tomli_w
 
         return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Every setting that is in the digest."""
+    values = config.model_dump(mode="json")
+    defaults = RunConfig.model_construct().model_dump(mode="json")
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            first, usual = _FIRST_KEYS.get(key, "").split(), defaults[key]
+            counted = {name: v for name, v in value.items() if name in first or v != usual[name]}
+            if counted:
+                kept[key] = counted
+        elif key in _FIRST_KEYS[""].split() or value != defaults[key]:
+            kept[key] = value
+    return kept
 
 
 def _given(section: Any) -> dict[str, Any]:
