@@ -1,0 +1,303 @@
+"""The rounds of a simulated run, from the last checkpoint to the closed ledger and the summary."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from secfl.config import DpMode, RunConfig, Scheme
+from secfl.crypto.identity import Directory, Identity
+from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, RoundAborted
+from secfl.federation import checkpoint, evaluation, summary
+from secfl.federation.accounts import RunAccounts
+from secfl.federation.client import SiteClient
+from secfl.federation.coordinator import RoundOutcome, run_round
+from secfl.federation.inprocess import InProcessDriver
+from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
+from secfl.federation.offer import RoundOffer
+from secfl.federation.privacy import RunTerms
+from secfl.federation.rundir import RunDirectory
+from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec, sends_before_input
+from secfl.federation.server_optimizer import ServerOptimizer
+from secfl.federation.state import count_parameters
+from secfl.federation.work import local_work
+from secfl.randomness import ExperimentSeed, SystemRng
+from secfl.segmentation.task import SiteMetrics, State, Task
+from secfl.types import ClientId
+
+__all__ = ["Simulation"]
+
+_ATTEMPTS = 8
+"""How often a round of training is tried again when too few clients remain."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Simulation:
+    """The state of one run between rounds."""
+
+    config: RunConfig
+    run: RunDirectory
+    task: Task
+    terms: RunTerms
+    threshold: int
+    identities: list[Identity]
+    accounts: RunAccounts
+    observer: Observer
+    state: State
+    optimizer: ServerOptimizer
+    rounds_completed: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def go_back_to_checkpoint(self) -> None:
+        """Load the last checkpoint and forget what came after it."""
+        path = checkpoint.latest_checkpoint(self.run.checkpoints)
+        if path is not None:
+            loaded = checkpoint.load(path)
+            if loaded.config_digest != self.config.digest().hex():
+                raise ConfigError(f"{path}: belongs to another configuration than config.toml")
+            self.state = loaded.state
+            self.optimizer.load(loaded.optimizer)
+            self.rounds_completed = loaded.rounds_completed
+        self.rows = self.run.keep_metrics(self.rounds_completed)
+
+    def run_to_the_end(self) -> dict[str, Any]:
+        """The remaining rounds, then evaluation, summary and the ledger's close."""
+        config, task = self.config, self.task
+        rounds = self.terms.rounds
+        scheme = config.secure_agg.scheme
+        self.observer.run_started(
+            RunInfo(
+                run=self.run.root,
+                sites=tuple(task.sites),
+                rounds=rounds,
+                first_round=self.rounds_completed,
+                parameters=count_parameters(self.state),
+                scheme=scheme.value,
+                key_mode=key_mode_name(config.secure_agg),
+                threshold=self.threshold,
+                privacy=self.terms.sentence,
+            )
+        )
+        self._say(self.terms.sentence)
+        if scheme is Scheme.PLAIN:
+            self._say("plain: the aggregator reads every update; for comparison only")
+        try:
+            return self._finish(self._rounds())
+        finally:
+            self.accounts.release()
+
+    def _rounds(self) -> str:
+        """Round after round; returns why it stopped."""
+        clients = self._clients()
+        stopped = "all rounds completed"
+        while self.rounds_completed < self.terms.rounds:
+            try:
+                self._round(clients)
+            except BudgetExhausted as refusal:
+                stopped = f"the privacy budget is spent: {refusal}"
+                self._say(stopped)
+                break
+        return stopped
+
+    def _say(self, text: str) -> None:
+        self.run.log(text)
+        self.observer.message(text)
+
+    def _clients(self) -> list[SiteClient]:
+        directory = Directory.enroll(self.identities)
+        return [
+            SiteClient(
+                identity,
+                work=local_work(identity.name, config=self.config, task=self.task, terms=self.terms),
+                scheme=scheme_for(scheme_spec(self.config.secure_agg)),
+                directory=directory,
+                terms=self.terms.round_terms,
+                rng=SystemRng(),
+            )
+            for identity in self.identities
+        ]
+
+    def _round(self, clients: list[SiteClient]) -> None:
+        """One round of training, tried again with fresh keys while too few clients remain."""
+        index = self.rounds_completed
+        began = time.perf_counter()
+        outcome: RoundOutcome | None = None
+        dropped: list[ClientId] = []
+        for attempt in range(_ATTEMPTS):
+            drops = self._drops(index, attempt)
+            dropped = sorted(drops)
+            try:
+                outcome = self._attempt(clients, index, drops)
+                break
+            except BelowThreshold as reason:
+                self.accounts.abort_round("fewer survivors than the threshold")
+                self._say(f"round {index + 1}: aborted, nothing was opened ({reason}); trying again")
+        if outcome is None:
+            raise RoundAborted(
+                f"round {index + 1}: too few clients remained in {_ATTEMPTS} attempts; nothing was opened; "
+                f"go on by --resume {self.run.root}"
+            )
+        self._keep(outcome, clients, index=index, dropped=dropped, began=began)
+
+    def _attempt(self, clients: list[SiteClient], index: int, drops: dict[ClientId, int]) -> RoundOutcome:
+        directory = Directory.enroll(self.identities)
+        round_id = self.accounts.next_round_id()
+        recorder = self.run.recorder() if self.config.record else None
+        return run_round(
+            RoundOffer(
+                run_id=self.accounts.run_id,
+                round_id=round_id,
+                round_index=index,
+                cohort=tuple(sorted(directory.keys)),
+                threshold=self.threshold,
+                scheme=scheme_spec(self.config.secure_agg),
+                state=self.state,
+            ),
+            clients=clients,
+            scheme=scheme_for(scheme_spec(self.config.secure_agg)),
+            directory=directory,
+            terms=self.terms.round_terms,
+            driver=InProcessDriver(
+                drops=drops,
+                record=None if recorder is None else lambda phase, sent: recorder(round_id, phase, sent),
+            ),
+            optimizer=self.optimizer,
+            account=self.accounts.round_account(index),
+            progress=self.observer.phase,
+        )
+
+    def _drops(self, index: int, attempt: int) -> dict[ClientId, int]:
+        """Who falls silent before it has sent its input, and after how many sends; from the public seed."""
+        if not self.config.dropout:
+            return {}
+        generator = ExperimentSeed(self.config.seed).generator(f"dropout/{index}/{attempt}")
+        last = sends_before_input(self.config.secure_agg)
+        return {
+            identity.name: int(generator.random() * (last + 1))
+            for identity, chance in zip(self.identities, generator.random(len(self.identities)), strict=True)
+            if chance < self.config.dropout
+        }
+
+    def _keep(
+        self,
+        outcome: RoundOutcome,
+        clients: list[SiteClient],
+        *,
+        index: int,
+        dropped: list[ClientId],
+        began: float,
+    ) -> None:
+        """Write down a finished round. The checkpoint comes last: without it the round is run again."""
+        self.state = outcome.state
+        self.rounds_completed = index + 1
+        reports = {client.identity.name: client.report for client in clients if client.report is not None}
+        error = summary.encoding_error(outcome, {name: reports[name] for name in outcome.survivors})
+        evaluated = self._evaluates(index)
+        metrics = self._metrics() if evaluated else {}
+        carriage = outcome.carriage
+        times = Times(
+            train=sum(report.train_seconds for report in reports.values()),
+            protect=sum(report.protect_seconds for report in reports.values()) + carriage.client_seconds,
+            aggregate=carriage.aggregator_seconds,
+            open=carriage.opening_seconds,
+            total=time.perf_counter() - began,
+        )
+        row: dict[str, Any] = {
+            "round": index,
+            "evaluation_only": (
+                {name: evaluation.by_site(metrics, name) for name in summary.METRICS} if evaluated else None
+            ),
+            "survivors": list(outcome.survivors),
+            "dropped": list(dropped),
+            "bytes_up": dict(sorted(carriage.bytes_up.items())),
+            "bytes_down": dict(sorted(carriage.bytes_down.items())),
+            "seconds": times.as_dict(),
+            "clipped_fraction": max(report.clipped_fraction for report in reports.values()),
+            "relative_error": error,
+        }
+        self.run.add_metrics(row)
+        self.rows.append(row)
+        checkpoint.store(
+            self.run.checkpoints / f"round-{index + 1:05d}.safetensors",
+            checkpoint.Checkpoint(
+                state=self.state,
+                rounds_completed=self.rounds_completed,
+                config_digest=self.config.digest().hex(),
+                optimizer=self.optimizer.arrays(),
+            ),
+        )
+        self._forget_old_checkpoints()
+        dice = row["evaluation_only"]["dice"]["mean"] if evaluated else None
+        self.run.log(f"round {index + 1}: Dice {dice}, survivors {len(outcome.survivors)}")
+        if evaluated:
+            self.accounts.sign()
+        self.observer.round_finished(
+            RoundReport(
+                round_index=index,
+                rounds=self.terms.rounds,
+                dice=dice,
+                bytes_up=sum(carriage.bytes_up.values()),
+                epsilon=self.accounts.epsilon_so_far() if evaluated else None,
+                survivors=outcome.survivors,
+                dropped=tuple(dropped),
+                seconds=times,
+            )
+        )
+
+    def _evaluates(self, index: int) -> bool:
+        """Whether the model is evaluated, and the ledger co-signed, after this round."""
+        private = self.config.privacy.mode is DpMode.PATIENT
+        every = self.config.evaluate_every or (20 if private else 1)
+        return (index + 1) % every == 0 or index + 1 == self.terms.rounds
+
+    def _metrics(self) -> dict[str, SiteMetrics]:
+        """Metrics of the current model on every site."""
+        self.observer.phase("evaluating", 0, 1)
+        return evaluation.evaluate(self.task, self.state)
+
+    def _forget_old_checkpoints(self) -> None:
+        for path in sorted(self.run.checkpoints.glob("round-*.safetensors"))[:-2]:
+            path.unlink()
+
+    def _finish(self, stopped: str) -> dict[str, Any]:
+        """References, previews, the final model, the ledger's close and the summary, in this order."""
+        config, run = self.config, self.run
+        digest = config.digest().hex()
+        found = None
+        if config.references:
+            found = evaluation.references(
+                self.task,
+                run,
+                rounds=config.training.rounds,
+                config_digest=digest,
+                progress=self.observer.phase,
+            )
+        if self.task.is_phantom or config.include_images:
+            evaluation.write_previews(self.task, run, self.state)
+        else:
+            self._say("no previews: the images are not a phantom (--include-images writes them)")
+        checkpoint.store(
+            run.checkpoints / "final.safetensors",
+            checkpoint.Checkpoint(
+                state=self.state, rounds_completed=self.rounds_completed, config_digest=digest
+            ),
+        )
+        self.accounts.close(stopped)
+        document = summary.build(
+            config=config,
+            terms=self.terms,
+            threshold=self.threshold,
+            sites=self.task.sites,
+            state=self.state,
+            rows=self.rows,
+            metrics=evaluation.evaluate(self.task, self.state),
+            references=found,
+            statements=self.accounts.statements(),
+            rounds_aborted=self.accounts.aborted,
+            stopped=stopped,
+        )
+        run.write_summary(document)
+        run.forget_identities()
+        self.run.log(f"finished: {stopped}")
+        return document
