@@ -4,6 +4,7 @@ A `RunConfig` comes from a TOML file and from flags; flags win. Unknown keys and
 refused with the key's name and what was expected.
 """
 
+from secfl.config.adaptive import PercentileLaplaceConfig, QuantileClipConfig
 from secfl.config.loading import load_config
 from secfl.config.run import CONFIG_FORMAT_VERSION, RunConfig, check_cohort, default_threshold
 from secfl.config.sections import (
@@ -33,7 +34,9 @@ __all__ = [
     "Engine",
     "KeyMode",
     "ModelConfig",
+    "PercentileLaplaceConfig",
     "PrivacyConfig",
+    "QuantileClipConfig",
     "RunConfig",
     "Scheme",
     "SecureAggregationConfig",

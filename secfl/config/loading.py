@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -70,6 +70,7 @@ def _allowed(location: tuple[Any, ...]) -> list[str]:
     section: type[BaseModel] = RunConfig
     for part in location:
         annotation = section.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
+        for candidate in (annotation, *get_args(annotation)):  # a table may be optional
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                section = candidate
     return sorted(section.model_fields)

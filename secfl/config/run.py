@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from secfl.config.base import Section
+from secfl.config.combinations import check_mechanisms
 from secfl.config.sections import (
     FOLDER_DEFAULTS,
     DataConfig,
@@ -18,7 +20,6 @@ from secfl.config.sections import (
     ModelConfig,
     PrivacyConfig,
     Scheme,
-    Section,
     SecureAggregationConfig,
     TrainingConfig,
     Weighting,
@@ -114,6 +115,7 @@ class RunConfig(Section):
                 raise ValueError(
                     f"--dp {privacy.mode.value}: weighting must be equal, because counts are private"
                 )
+        check_mechanisms(privacy)
         return self
 
     def digest(self) -> bytes:

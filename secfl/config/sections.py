@@ -7,7 +7,10 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from secfl.config.adaptive import PercentileLaplaceConfig, QuantileClipConfig
+from secfl.config.base import Section
 
 __all__ = [
     "FOLDER_DEFAULTS",
@@ -20,7 +23,6 @@ __all__ = [
     "ModelConfig",
     "PrivacyConfig",
     "Scheme",
-    "Section",
     "SecureAggregationConfig",
     "ServerOptimizerName",
     "TrainingConfig",
@@ -85,12 +87,6 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
-
-
-class Section(BaseModel):
-    """A table of the file: unknown keys are refused, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_enum_values=False, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -209,6 +205,11 @@ class PrivacyConfig(Section):
             sites' optimizer under ``round``.
         local_steps: Private steps of each site between two sums under ``round``; must divide ``steps``.
         local_optimizer: What a site does with a noisy gradient under ``round``.
+        noise_decay: κ; release number i uses the multiplier z·κ^i, announced before the run.
+        layer_clips: Clips by the first letters of tensors' names, instead of one ``clip``; the longest match
+            counts, and every tensor needs one.
+        quantile_clip: The clip follows a private quantile, from ``clip`` on; see `QuantileClipConfig`.
+        percentile_laplace: A baseline without privacy, under mode ``off``; see `PercentileLaplaceConfig`.
     """
 
     mode: DpMode = DpMode.OFF
@@ -226,6 +227,10 @@ class PrivacyConfig(Section):
     step_size: float = Field(default=2e-3, gt=0)
     local_steps: int = Field(default=5, ge=1, le=10_000)
     local_optimizer: ServerOptimizerName = ServerOptimizerName.ADAM
+    noise_decay: float = Field(default=1.0, ge=0.5, le=2.0)
+    layer_clips: Mapping[str, float] | None = None
+    quantile_clip: QuantileClipConfig | None = None
+    percentile_laplace: PercentileLaplaceConfig | None = None
 
 
 FOLDER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

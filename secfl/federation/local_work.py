@@ -9,7 +9,7 @@ makes several private steps before a sum.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -87,10 +87,20 @@ class TrainAndClip:
         terms: Grid, modulus, weights, clip and noise.
         noise_rng: A secret source gives fresh noise in every attempt; a seeded one (for tests) gives a round
             the same noise whenever it is run, so that a resumed run repeats it, and is never private.
+        baseline: Changes the trained update first, for comparison; label of the round -> update.
     """
 
-    def __init__(self, name: ClientId, *, task: Task, terms: RoundTerms, noise_rng: Rng) -> None:
+    def __init__(
+        self,
+        name: ClientId,
+        *,
+        task: Task,
+        terms: RoundTerms,
+        noise_rng: Rng,
+        baseline: Callable[[Update, str], Update] | None = None,
+    ) -> None:
         self._name = name
+        self._baseline = baseline
         self._task = task
         self._terms = terms
         self._noise_rng = noise_rng
@@ -105,6 +115,8 @@ class TrainAndClip:
             self._trained = (*key, local)
         local = self._trained[2]
         update = difference(local.state, offer.state)
+        if self._baseline is not None:
+            update = self._baseline(update, f"baseline/{self._name}/{offer.round_index}")
         trained = time.perf_counter()
 
         weighting = self._terms.weighting

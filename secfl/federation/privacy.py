@@ -9,24 +9,20 @@ from dataclasses import dataclass
 from secfl.config import DpMode, DpSchedule, KeyMode, RunConfig, Scheme, Weighting
 from secfl.crypto import codec, weights
 from secfl.dp.accounting import Relation
-from secfl.dp.clipping import GridClip
+from secfl.dp.baselines import PercentileLaplace
 from secfl.dp.integer import SMALLEST_SHARE
 from secfl.dp.plan import PrivacyPlan, Schedule, modulus_bits
 from secfl.dp.sampling import batch_tail
 from secfl.errors import ConfigError
 from secfl.federation.offer import RoundTerms
 from secfl.federation.releases import NOTHING_ANNOUNCED, SEEDED, Announcement, Releases
+from secfl.federation.unit_clips import Layout
 from secfl.guarantees import Behaviour, UnitOfPrivacy
 from secfl.ledger.events import Event, NonPrivate
 from secfl.segmentation.task import PatientTask, Task
 from secfl.types import PROTOCOL_VERSION, join_fields
 
-__all__ = ["RunTerms", "expected_batch", "nominal_patients", "run_terms"]
-
-_PRECISION = 2.0**-8
-"""Root mean square rounding error of a clipped update relative to the clip norm; far below any useful noise."""
-
-_DEFAULT_CLIP = 1.0
+__all__ = ["RunTerms", "expected_batch", "nominal_patients", "percentile_laplace", "run_terms"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +86,7 @@ def run_terms(config: RunConfig, task: Task, *, parameters: int, threshold: int)
 
 def _without_privacy(config: RunConfig, task: Task, *, parameters: int) -> RunTerms:
     grid = _coordinate_grid(config, parameters)
+    baseline = percentile_laplace(config)
     digest = hashlib.sha256(join_fields(PROTOCOL_VERSION, b"plan", b"none")).digest()
     return RunTerms(
         round_terms=RoundTerms(
@@ -101,8 +98,22 @@ def _without_privacy(config: RunConfig, task: Task, *, parameters: int) -> RunTe
         ),
         plan=None,
         rounds=config.training.rounds,
-        non_private="no noise is added (--dp off)",
-        sentence="no differential privacy: no noise is added and ε is null (--dp off)",
+        non_private="no noise is added (--dp off)" if baseline is None else baseline.event.reason,
+        sentence=(
+            "no differential privacy: no noise is added and ε is null (--dp off)"
+            if baseline is None
+            else f"NonPrivate: a baseline without a guarantee, ε is null ({baseline.event.reason})"
+        ),
+    )
+
+
+def percentile_laplace(config: RunConfig) -> PercentileLaplace | None:
+    """The baseline that a configuration asks for."""
+    asked = config.privacy.percentile_laplace
+    if asked is None:
+        return None
+    return PercentileLaplace(
+        keep_fraction=asked.keep_fraction, percentile=asked.percentile, stated_epsilon=asked.stated_epsilon
     )
 
 
@@ -124,21 +135,28 @@ def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: 
     privacy, clients = config.privacy, len(task.sites)
     # Without secure aggregation the aggregator sees each update alone: every client adds the whole noise.
     alone = config.secure_agg.scheme is Scheme.PLAIN
+    layout = Layout.of(config, task, parameters=parameters)
     plan = PrivacyPlan(
         unit=UnitOfPrivacy.CLIENT,
         relation=Relation.ZERO_OUT,
-        clip_norm=_clip_norm(config),
-        grid_norm=_grid_norm(config, parameters, clients),
-        dimension=parameters,
+        clip_norm=layout.clip_norm,
+        grid_norm=_grid_norm(config, layout, clients=clients, releases=config.training.rounds),
+        dimension=layout.dimension,
         noise_multiplier=_first_multiplier(config),
         releases=config.training.rounds,
         cohort_size=clients,
         threshold=threshold,
         delta=privacy.delta,
         schedule=Schedule.ROUND if alone else Schedule.STEP,
+        noise_decay=privacy.noise_decay,
     )
     plan = _settled(plan, config)
-    releases = Releases(plan=plan, clip=_unit_clip(plan), seeded=_seeded(config))
+    releases = Releases(
+        plan=plan,
+        clip=layout.unit_clip(plan, expected_units=clients),
+        quantile=layout.quantile_clip(plan, expected_units=clients),
+        seeded=_seeded(config),
+    )
     return RunTerms(
         round_terms=RoundTerms(
             grid=releases.grid(),
@@ -169,12 +187,13 @@ def _patient_level(config: RunConfig, task: Task, *, parameters: int, threshold:
             "--dp-schedule round"
         )
     alone = rounds or config.secure_agg.scheme is Scheme.PLAIN
+    layout = Layout.of(config, task, parameters=parameters)
     plan = PrivacyPlan(
         unit=UnitOfPrivacy.PATIENT,
         relation=Relation.ADD_REMOVE,
-        clip_norm=_clip_norm(config),
-        grid_norm=_grid_norm(config, parameters, clients),
-        dimension=parameters,
+        clip_norm=layout.clip_norm,
+        grid_norm=_grid_norm(config, layout, clients=clients, releases=privacy.steps),
+        dimension=layout.dimension,
         noise_multiplier=_first_multiplier(config),
         releases=privacy.steps,
         cohort_size=clients,
@@ -182,9 +201,17 @@ def _patient_level(config: RunConfig, task: Task, *, parameters: int, threshold:
         delta=privacy.delta,
         sampling_rate=privacy.sampling_rate,
         schedule=Schedule.ROUND if alone else Schedule.STEP,
+        noise_decay=privacy.noise_decay,
     )
     plan = _settled(plan, config)
-    releases = Releases(plan=plan, clip=_unit_clip(plan), local_steps=local_steps, seeded=_seeded(config))
+    units = expected_batch(config) * clients
+    releases = Releases(
+        plan=plan,
+        clip=layout.unit_clip(plan, expected_units=units),
+        quantile=layout.quantile_clip(plan, expected_units=units),
+        local_steps=local_steps,
+        seeded=_seeded(config),
+    )
     if rounds:
         round_terms = _summed_rounds(config, task, releases)
     else:
@@ -248,16 +275,8 @@ def expected_batch(config: RunConfig) -> float:
     return config.privacy.sampling_rate * nominal_patients(config)
 
 
-def _clip_norm(config: RunConfig) -> float:
-    return _DEFAULT_CLIP if config.privacy.clip is None else config.privacy.clip
-
-
 def _first_multiplier(config: RunConfig) -> float:
     return config.privacy.noise_multiplier or 1.0
-
-
-def _unit_clip(plan: PrivacyPlan) -> GridClip:
-    return GridClip.single(dimension=plan.dimension, clip_norm=plan.clip_norm, grid_norm=plan.grid_norm)
 
 
 def _seeded(config: RunConfig) -> str:
@@ -287,11 +306,16 @@ def _settled(plan: PrivacyPlan, config: RunConfig) -> PrivacyPlan:
     return plan
 
 
-def _grid_norm(config: RunConfig, parameters: int, clients: int) -> int:
+def _grid_norm(config: RunConfig, layout: Layout, *, clients: int, releases: int) -> int:
     """G: fine enough for the update, and for every share of the noise to be wide enough to be accounted."""
-    for_update = math.sqrt(parameters / 12) / _PRECISION
-    for_noise = 2 * SMALLEST_SHARE * math.sqrt(clients) / _first_multiplier(config)
-    return math.ceil(max(for_update, for_noise))
+    decay = config.privacy.noise_decay ** (releases - 1)
+    least = _first_multiplier(config) * min(1.0, decay)
+    if not (least > 1e-4 and decay < 1e4):
+        raise ConfigError(
+            f"privacy.noise_decay: {config.privacy.noise_decay:g} changes the noise {decay:.1e}-fold over "
+            f"{releases} releases; expected a factor from 1e-4 to 1e4, closer to 1 for so many releases"
+        )
+    return math.ceil(max(layout.least_grid_norm, 2 * SMALLEST_SHARE * math.sqrt(clients) / least))
 
 
 def _sentence(plan: PrivacyPlan, config: RunConfig) -> str:

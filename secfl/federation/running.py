@@ -11,12 +11,14 @@ from secfl.crypto.identity import Directory, Identity
 from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, RoundAborted
 from secfl.federation import checkpoint, evaluation, summary
 from secfl.federation.accounts import RunAccounts
+from secfl.federation.adaptive_run import AdaptiveRun
 from secfl.federation.client import SiteClient
 from secfl.federation.coordinator import RoundOutcome, run_round
 from secfl.federation.inprocess import InProcessDriver
 from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
 from secfl.federation.offer import RoundOffer
 from secfl.federation.privacy import RunTerms
+from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec, sends_before_input
 from secfl.federation.server_optimizer import ServerOptimizer
@@ -48,6 +50,11 @@ class Simulation:
     optimizer: ServerOptimizer
     rounds_completed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    adaptive: AdaptiveRun = field(init=False)
+    announced: Announcement = field(init=False, default=NOTHING_ANNOUNCED)
+
+    def __post_init__(self) -> None:
+        self.adaptive = AdaptiveRun(self.terms.round_terms.releases)
 
     def go_back_to_checkpoint(self) -> None:
         """Load the last checkpoint and forget what came after it."""
@@ -57,7 +64,7 @@ class Simulation:
             if loaded.config_digest != self.config.digest().hex():
                 raise ConfigError(f"{path}: belongs to another configuration than config.toml")
             self.state = loaded.state
-            self.optimizer.load(loaded.optimizer)
+            self.optimizer.load(self.adaptive.take(loaded.optimizer))
             self.rounds_completed = loaded.rounds_completed
         self.rows = self.run.keep_metrics(self.rounds_completed)
 
@@ -144,6 +151,7 @@ class Simulation:
         directory = Directory.enroll(self.identities)
         round_id = self.accounts.next_round_id()
         recorder = self.run.recorder() if self.config.record else None
+        self.announced = self.adaptive.announce()
         return run_round(
             RoundOffer(
                 run_id=self.accounts.run_id,
@@ -153,6 +161,7 @@ class Simulation:
                 threshold=self.threshold,
                 scheme=scheme_spec(self.config.secure_agg),
                 state=self.state,
+                announced=self.announced,
             ),
             clients=clients,
             scheme=scheme_for(scheme_spec(self.config.secure_agg)),
@@ -163,7 +172,7 @@ class Simulation:
                 record=None if recorder is None else lambda phase, sent: recorder(round_id, phase, sent),
             ),
             optimizer=self.optimizer,
-            account=self.accounts.round_account(index),
+            account=self.accounts.round_account(index, self.announced),
             progress=self.observer.phase,
         )
 
@@ -190,6 +199,7 @@ class Simulation:
     ) -> None:
         """Write down a finished round. The checkpoint comes last: without it the round is run again."""
         self.state = outcome.state
+        self.adaptive.observe(outcome.clip_bits)
         self.rounds_completed = index + 1
         reports = {client.identity.name: client.report for client in clients if client.report is not None}
         error = summary.encoding_error(outcome, {name: reports[name] for name in outcome.survivors})
@@ -215,6 +225,7 @@ class Simulation:
             "seconds": times.as_dict(),
             "clipped_fraction": max(report.clipped_fraction for report in reports.values()),
             "relative_error": error,
+            **self.adaptive.report(self.announced),
         }
         self.run.add_metrics(row)
         self.rows.append(row)
@@ -224,7 +235,7 @@ class Simulation:
                 state=self.state,
                 rounds_completed=self.rounds_completed,
                 config_digest=self.config.digest().hex(),
-                optimizer=self.optimizer.arrays(),
+                optimizer={**self.optimizer.arrays(), **self.adaptive.arrays()},
             ),
         )
         self._forget_old_checkpoints()

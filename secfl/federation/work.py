@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from secfl.config import DpMode, DpSchedule, RunConfig
 from secfl.federation.local_rounds import PatientRound
 from secfl.federation.local_work import LocalWork, PatientStep, TrainAndClip
-from secfl.federation.privacy import RunTerms, expected_batch
+from secfl.federation.privacy import RunTerms, expected_batch, percentile_laplace
 from secfl.federation.server_optimizer import server_optimizer
-from secfl.randomness import InsecureSeededRng, Rng, SystemRng
+from secfl.randomness import ExperimentSeed, InsecureSeededRng, Rng, SystemRng
 from secfl.segmentation.task import PatientTask, Task
-from secfl.types import ClientId
+from secfl.types import ClientId, Update
 
 __all__ = ["local_work"]
 
@@ -20,7 +23,9 @@ def local_work(name: ClientId, *, config: RunConfig, task: Task, terms: RunTerms
     seed = privacy.insecure_test_noise
     source: Rng = SystemRng() if seed is None else InsecureSeededRng(seed)
     if privacy.mode is not DpMode.PATIENT:
-        return TrainAndClip(name, task=task, terms=terms.round_terms, noise_rng=source)
+        return TrainAndClip(
+            name, task=task, terms=terms.round_terms, noise_rng=source, baseline=_baseline(config)
+        )
     assert isinstance(task, PatientTask)
     if privacy.schedule is DpSchedule.STEP:
         return PatientStep(
@@ -39,3 +44,14 @@ def local_work(name: ClientId, *, config: RunConfig, task: Task, terms: RunTerms
         optimizer=lambda: server_optimizer(privacy.local_optimizer, learning_rate=privacy.step_size),
         secret=source,
     )
+
+
+def _baseline(config: RunConfig) -> Callable[[Update, str], Update] | None:
+    recipe, seed = percentile_laplace(config), ExperimentSeed(config.seed)
+    if recipe is None:
+        return None
+
+    def apply(update: Update, label: str) -> Update:
+        return replace(update, values=recipe.apply(update.values, seed=seed, label=label))
+
+    return apply
