@@ -120,16 +120,21 @@ class ModelConfig(Section):
     """What is trained.
 
     Attributes:
-        name: A model family of the registry.
-        channels: Feature maps per level of the U-Net.
+        name: A model family of the registry, ``monai:<Network>``, or your own ``package.module:factory``.
+        channels: Feature maps per level, from full resolution downwards.
         normalization: Layers that neither mix patients nor keep running statistics.
         test_time_augmentation: ``flips`` averages predictions over mirror images, at four times the time.
+        arguments: Further arguments of a network from outside the registry, by name.
+        multiple: Sides of that network's input must be multiples of so many pixels; default 32 for MONAI's
+            networks and 16 for your own.
     """
 
     name: str = "unet"
     channels: tuple[int, ...] = (16, 16, 32, 64, 128)
     normalization: Literal["instance", "group"] = "instance"
     test_time_augmentation: Literal["none", "flips"] = "none"
+    arguments: Mapping[str, Any] = {}
+    multiple: int | None = Field(default=None, ge=1, le=256)
 
 
 class TrainingConfig(Section):

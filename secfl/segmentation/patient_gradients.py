@@ -24,6 +24,7 @@ from torch.nn import functional
 from secfl.errors import ConfigError
 from secfl.segmentation.augmentation import Sample
 from secfl.segmentation.losses import dice_and_cross_entropy
+from secfl.segmentation.padding import padded_side
 
 __all__ = ["Method", "PatientGradients", "refuse_mixing_layers"]
 
@@ -118,9 +119,9 @@ class PatientGradients:
             yield batch
 
     def _pad(self, sample: Sample) -> Sample:
-        height, width = sample.labels.shape[-2:]
-        below, right = -height % self._multiple, -width % self._multiple
-        margin = (0, right, 0, below)
+        margin: list[int] = []
+        for side in reversed(sample.labels.shape):
+            margin += [0, padded_side(side, self._multiple) - side]
         return Sample(
             functional.pad(sample.image, margin),
             functional.pad(sample.labels, margin),
@@ -142,6 +143,10 @@ class PatientGradients:
             return dice_and_cross_entropy(logits, truth[None], inside[None])
 
         self._model.train()
+        for module in self._model.modules():
+            # Chance inside a network would make a row depend on more than its patient and the model.
+            if isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001 - the base of all drop-outs
+                module.eval()
         if self._method is Method.VMAP:
             found = vmap(grad(loss), in_dims=(None, 0, 0, 0))(parameters, image, labels, valid)
         else:

@@ -15,7 +15,7 @@ from secfl.config import DataConfig, DpMode, RunConfig
 from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.cases import Case, Dataset
-from secfl.segmentation.models.registry import ModelSpec, build_model, families
+from secfl.segmentation.models.registry import build_model, check_family, family_code, model_spec
 from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State, Task
 from secfl.types import join_fields
 
@@ -40,10 +40,7 @@ def build_task(config: RunConfig) -> Task:
         ConfigError: An unknown model, a device that is not there, or another number of clients than sites.
         DataError: An input file that cannot be used; the message names it.
     """
-    if config.model.name not in families():
-        raise ConfigError(
-            f"model.name: {config.model.name!r} is unknown; expected one of {', '.join(families())}"
-        )
+    check_family(config.model.name)
     return SegmentationTask(config, load_dataset(config))
 
 
@@ -83,21 +80,17 @@ class SegmentationTask:
     """
 
     def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        from secfl.segmentation.models.checking import check_model
         from secfl.segmentation.training import resolve_device
 
         self._config = config
         self._dataset = dataset
         self._seed = ExperimentSeed(config.seed)
         self._device: torch.device = resolve_device(config.training.device)
-        self._spec = ModelSpec(
-            family=config.model.name,
-            in_channels=dataset.channels,
-            classes=dataset.classes,
-            channels=config.model.channels,
-            normalization=config.model.normalization,
-        )
+        self._spec = model_spec(config.model, in_channels=dataset.channels, classes=dataset.classes)
         self._samples: dict[str, list[Sample]] = {}
         model = self._new_model()
+        check_model(model, self._spec)
         if config.privacy.mode is DpMode.PATIENT:
             from secfl.segmentation.patient_gradients import refuse_mixing_layers
 
@@ -128,12 +121,16 @@ class SegmentationTask:
         }
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
         return hashlib.sha256(
-            join_fields(b"secfl/v1/segmentation-task", canonical, self._code_digest)
+            join_fields(b"secfl/v1/segmentation-task", canonical, self._code_digest, self._own_code_digest)
         ).digest()
 
     @cached_property
     def _code_digest(self) -> bytes:
         return _digest_of_code(resources.files("secfl.segmentation"))
+
+    @cached_property
+    def _own_code_digest(self) -> bytes:
+        return family_code(self._config.model.name)
 
     def examples(self, site: str) -> int:
         """Training images of a site."""

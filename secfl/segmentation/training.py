@@ -20,6 +20,7 @@ from secfl.errors import ConfigError
 from secfl.segmentation.augmentation import Sample, augment, crop_batch
 from secfl.segmentation.data.cases import Case
 from secfl.segmentation.losses import dice_and_cross_entropy
+from secfl.segmentation.padding import padded_side
 
 __all__ = ["Span", "deterministic", "learning_rate_factor", "resolve_device", "samples_of", "train_span"]
 
@@ -65,6 +66,7 @@ def resolve_device(device: Device) -> torch.device:
 @contextmanager
 def deterministic(threads: int) -> Iterator[None]:
     """Fix what torch's sums depend on, threads and choice of algorithms, and put them back afterwards."""
+    chance_before = torch.get_rng_state()
     threads_before = torch.get_num_threads()
     mode_before = torch.are_deterministic_algorithms_enabled()
     fill_before = torch.utils.deterministic.fill_uninitialized_memory
@@ -75,6 +77,7 @@ def deterministic(threads: int) -> Iterator[None]:
     try:
         yield
     finally:
+        torch.set_rng_state(chance_before)
         torch.set_num_threads(threads_before)
         torch.use_deterministic_algorithms(mode=mode_before)
         torch.utils.deterministic.fill_uninitialized_memory = fill_before
@@ -123,6 +126,7 @@ def train_span(
     steps = math.ceil(len(samples) / settings.batch_size)
     model.train()
     loss_of_epoch = 0.0
+    torch.manual_seed(seed)  # for drop-out inside a network; put back by `deterministic`
     for epoch in range(span.epochs):
         order = torch.randperm(len(samples), generator=generator).tolist()
         loss_of_epoch = 0.0
@@ -148,4 +152,4 @@ def crop_side(samples: Sequence[Sample], *, crop: int, multiple: int) -> int:
     """Side of the training crops: as configured, or the largest image; rounded up to the model's multiple."""
     largest = max(max(sample.labels.shape) for sample in samples)
     side = min(crop, largest) if crop else largest
-    return math.ceil(side / multiple) * multiple
+    return padded_side(side, multiple)

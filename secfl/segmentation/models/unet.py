@@ -9,13 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from secfl.errors import ConfigError
+from secfl.segmentation.models.layers import pyramid_multiple
 
 if TYPE_CHECKING:
     from torch import nn
 
     from secfl.segmentation.models.registry import ModelSpec
 
-__all__ = ["build"]
+__all__ = ["build", "multiple"]
+
+multiple = pyramid_multiple
 
 
 def build(spec: ModelSpec) -> nn.Module:
