@@ -10,6 +10,7 @@ from secfl.config.run import CONFIG_FORMAT_VERSION, RunConfig, check_cohort, def
 from secfl.config.sections import (
     FOLDER_DEFAULTS,
     DataConfig,
+    DeadlinesConfig,
     Device,
     DpMode,
     DpSchedule,
@@ -28,6 +29,7 @@ __all__ = [
     "CONFIG_FORMAT_VERSION",
     "FOLDER_DEFAULTS",
     "DataConfig",
+    "DeadlinesConfig",
     "Device",
     "DpMode",
     "DpSchedule",

@@ -15,6 +15,7 @@ from secfl.config.combinations import check_mechanisms
 from secfl.config.sections import (
     FOLDER_DEFAULTS,
     DataConfig,
+    DeadlinesConfig,
     DpMode,
     Engine,
     ModelConfig,
@@ -73,6 +74,7 @@ class RunConfig(Section):
     references: bool = False
     record: bool = False
     include_images: bool = False
+    deadlines: DeadlinesConfig = DeadlinesConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()

@@ -15,6 +15,7 @@ from secfl.config.base import Section
 __all__ = [
     "FOLDER_DEFAULTS",
     "DataConfig",
+    "DeadlinesConfig",
     "Device",
     "DpMode",
     "DpSchedule",
@@ -57,6 +58,9 @@ class Engine(StrEnum):
     """Who carries the envelopes."""
 
     INPROCESS = "inprocess"
+    """Objects of one process."""
+    MULTIPROCESS = "multiprocess"
+    """One process for each site, on this host."""
 
 
 class ServerOptimizerName(StrEnum):
@@ -135,6 +139,18 @@ class ModelConfig(Section):
     test_time_augmentation: Literal["none", "flips"] = "none"
     arguments: Mapping[str, Any] = {}
     multiple: int | None = Field(default=None, ge=1, le=256)
+
+
+class DeadlinesConfig(Section):
+    """How long sites in other processes are waited for.
+
+    Attributes:
+        training: Seconds for local work and the first message of a round.
+        phase: Seconds for each later message.
+    """
+
+    training: float = Field(default=3600.0, gt=0, le=10**6)
+    phase: float = Field(default=60.0, gt=0, le=10**5)
 
 
 class TrainingConfig(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 from secfl.crypto.aggregation import Party, SecureAggregation
 from secfl.crypto.identity import Directory, Identity
@@ -10,9 +11,25 @@ from secfl.errors import LocalProtocolError
 from secfl.federation.local_work import LocalReport, LocalWork
 from secfl.federation.offer import RoundOffer, RoundTerms
 from secfl.randomness import Rng
-from secfl.types import RoundId
+from secfl.types import ClientId, RoundId
 
-__all__ = ["SiteClient"]
+__all__ = ["RoundClient", "SiteClient"]
+
+
+class RoundClient(Protocol):
+    """A site that can be invited: in this process or elsewhere."""
+
+    report: LocalReport | None
+    """Of the last round, where the site tells; `None` where nothing about a single site leaves it."""
+
+    @property
+    def name(self) -> ClientId:
+        """The site's name."""
+        ...
+
+    def join(self, offer: RoundOffer) -> Party:
+        """Its party for the round."""
+        ...
 
 
 class SiteClient:
@@ -45,6 +62,11 @@ class SiteClient:
         self._terms = terms
         self._rng = rng
         self._last_round_id = RoundId(-1)
+
+    @property
+    def name(self) -> ClientId:
+        """The site's name."""
+        return self.identity.name
 
     def join(self, offer: RoundOffer) -> Party:
         """Work from the offered model and return this client's party for the round.

@@ -19,7 +19,7 @@ from secfl.crypto.identity import Directory
 from secfl.crypto.weights import WEIGHT_VECTOR, weighted_mean
 from secfl.dp.clipping import GridClip
 from secfl.federation.accounts import RoundAccount
-from secfl.federation.client import SiteClient
+from secfl.federation.client import RoundClient
 from secfl.federation.driver import Carriage, Driver
 from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
 from secfl.federation.server_optimizer import ServerOptimizer
@@ -52,7 +52,7 @@ class RoundOutcome:
 def run_round(
     offer: RoundOffer,
     *,
-    clients: Sequence[SiteClient],
+    clients: Sequence[RoundClient],
     scheme: SecureAggregation,
     directory: Directory,
     terms: RoundTerms,
@@ -84,7 +84,7 @@ def run_round(
     parties = {}
     for number, client in enumerate(clients):
         progress("training", number, len(clients))
-        parties[client.identity.name] = client.join(offer)  # trains, clips, adds noise
+        parties[client.name] = client.join(offer)  # trains, clips, adds noise
     progress("aggregating", len(clients), len(clients))
 
     aggregator = scheme.aggregator(spec, directory=directory)

@@ -241,6 +241,7 @@ class _Round:
                 threshold=offer.threshold,
                 scheme=offer.scheme,
                 model=model,
+                announced=offer.announced,
             )
         )
         return dict.fromkeys(self._listening(), request)

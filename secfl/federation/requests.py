@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from secfl.crypto.snapshots import split_fields
 from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.ledger.checkpoints import Checkpoint
 from secfl.types import ClientId, RoundId, SchemeSpec, client_id, join_fields
 
@@ -58,6 +59,7 @@ class OfferRound:
         cohort: The invited clients, sorted.
         threshold: Fewest survivors.
         scheme: Scheme and parameters.
+        announced: What was chosen for this round because of earlier sums.
         model: The global model's elements in the order of the site's own model, float32, shape ``(d,)``.
     """
 
@@ -68,6 +70,7 @@ class OfferRound:
     threshold: int
     scheme: SchemeSpec
     model: NDArray[np.float32] = field(repr=False)
+    announced: Announcement = NOTHING_ANNOUNCED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +240,7 @@ def _fields(message: Request | Reply) -> list[bytes]:  # noqa: PLR0911 - one ret
                 join_fields(*(name.encode() for name in message.cohort)),
                 join_fields(message.scheme.name.encode(), *flat),
                 np.ascontiguousarray(message.model, dtype="<f4").tobytes(),
+                message.announced.encode(),
             ]
         case Deliver():
             return [struct.pack("<Q", message.round_id), *message.payloads]
@@ -275,7 +279,7 @@ def _open(data: bytes, *, peer: str, most_bytes: int) -> tuple[int, list[bytes]]
 
 
 def _offer(parts: list[bytes]) -> OfferRound:
-    run_id, numbers, cohort, scheme, model = parts
+    run_id, numbers, cohort, scheme, model, announced = parts
     round_id, round_index, threshold = struct.unpack("<QQI", numbers)
     name, *flat = (part.decode("ascii") for part in _split(scheme))
     if len(flat) % 2 or len(model) % 4:
@@ -288,7 +292,18 @@ def _offer(parts: list[bytes]) -> OfferRound:
         threshold=threshold,
         scheme=SchemeSpec(name=name, parameters=tuple(zip(flat[::2], flat[1::2], strict=True))),
         model=np.frombuffer(model, dtype="<f4").astype(np.float32, copy=False),
+        announced=_announced(announced),
     )
+
+
+def _announced(data: bytes) -> Announcement:
+    if not data:
+        return NOTHING_ANNOUNCED
+    values = [None if not part else float.fromhex(part.decode("ascii")) for part in _split(data)]
+    clip_norm, noise_multiplier = values
+    if not all(value is None or math.isfinite(value) for value in values):
+        raise ValueError("an announced number is not finite")
+    return Announcement(clip_norm=clip_norm, noise_multiplier=noise_multiplier)
 
 
 def _split(data: bytes) -> list[bytes]:

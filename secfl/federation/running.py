@@ -12,9 +12,9 @@ from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, RoundAbor
 from secfl.federation import checkpoint, evaluation, summary
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.adaptive_run import AdaptiveRun
-from secfl.federation.client import SiteClient
 from secfl.federation.coordinator import RoundOutcome, run_round
-from secfl.federation.inprocess import InProcessDriver
+from secfl.federation.engines import RoundEngine, RunSetting, open_engine
+from secfl.federation.local_work import LocalReport
 from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
 from secfl.federation.offer import RoundOffer
 from secfl.federation.privacy import RunTerms
@@ -23,8 +23,7 @@ from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec, sends_before_input
 from secfl.federation.server_optimizer import ServerOptimizer
 from secfl.federation.state import count_parameters
-from secfl.federation.work import local_work
-from secfl.randomness import ExperimentSeed, SystemRng
+from secfl.randomness import ExperimentSeed
 from secfl.segmentation.task import SiteMetrics, State, Task
 from secfl.types import ClientId
 
@@ -48,6 +47,7 @@ class Simulation:
     observer: Observer
     state: State
     optimizer: ServerOptimizer
+    task_factory: str | None = None
     rounds_completed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     adaptive: AdaptiveRun = field(init=False)
@@ -96,36 +96,31 @@ class Simulation:
 
     def _rounds(self) -> str:
         """Round after round; returns why it stopped."""
-        clients = self._clients()
+        setting = RunSetting(
+            config=self.config,
+            run=self.run,
+            run_id=self.accounts.run_id,
+            task=self.task,
+            task_factory=self.task_factory,
+            terms=self.terms,
+            identities=self.identities,
+        )
         stopped = "all rounds completed"
-        while self.rounds_completed < self.terms.rounds:
-            try:
-                self._round(clients)
-            except BudgetExhausted as refusal:
-                stopped = f"the privacy budget is spent: {refusal}"
-                self._say(stopped)
-                break
+        with open_engine(setting) as engine:
+            while self.rounds_completed < self.terms.rounds:
+                try:
+                    self._round(engine)
+                except BudgetExhausted as refusal:
+                    stopped = f"the privacy budget is spent: {refusal}"
+                    self._say(stopped)
+                    break
         return stopped
 
     def _say(self, text: str) -> None:
         self.run.log(text)
         self.observer.message(text)
 
-    def _clients(self) -> list[SiteClient]:
-        directory = Directory.enroll(self.identities)
-        return [
-            SiteClient(
-                identity,
-                work=local_work(identity.name, config=self.config, task=self.task, terms=self.terms),
-                scheme=scheme_for(scheme_spec(self.config.secure_agg)),
-                directory=directory,
-                terms=self.terms.round_terms,
-                rng=SystemRng(),
-            )
-            for identity in self.identities
-        ]
-
-    def _round(self, clients: list[SiteClient]) -> None:
+    def _round(self, engine: RoundEngine) -> None:
         """One round of training, tried again with fresh keys while too few clients remain."""
         index = self.rounds_completed
         began = time.perf_counter()
@@ -135,7 +130,7 @@ class Simulation:
             drops = self._drops(index, attempt)
             dropped = sorted(drops)
             try:
-                outcome = self._attempt(clients, index, drops)
+                outcome = self._attempt(engine, index, drops)
                 break
             except BelowThreshold as reason:
                 self.accounts.abort_round("fewer survivors than the threshold")
@@ -145,9 +140,9 @@ class Simulation:
                 f"round {index + 1}: too few clients remained in {_ATTEMPTS} attempts; nothing was opened; "
                 f"go on by --resume {self.run.root}"
             )
-        self._keep(outcome, clients, index=index, dropped=dropped, began=began)
+        self._keep(outcome, engine, index=index, dropped=dropped, began=began)
 
-    def _attempt(self, clients: list[SiteClient], index: int, drops: dict[ClientId, int]) -> RoundOutcome:
+    def _attempt(self, engine: RoundEngine, index: int, drops: dict[ClientId, int]) -> RoundOutcome:
         directory = Directory.enroll(self.identities)
         round_id = self.accounts.next_round_id()
         recorder = self.run.recorder() if self.config.record else None
@@ -163,11 +158,11 @@ class Simulation:
                 state=self.state,
                 announced=self.announced,
             ),
-            clients=clients,
+            clients=engine.clients,
             scheme=scheme_for(scheme_spec(self.config.secure_agg)),
             directory=directory,
             terms=self.terms.round_terms,
-            driver=InProcessDriver(
+            driver=engine.driver(
                 drops=drops,
                 record=None if recorder is None else lambda phase, sent: recorder(round_id, phase, sent),
             ),
@@ -191,7 +186,7 @@ class Simulation:
     def _keep(
         self,
         outcome: RoundOutcome,
-        clients: list[SiteClient],
+        engine: RoundEngine,
         *,
         index: int,
         dropped: list[ClientId],
@@ -201,7 +196,7 @@ class Simulation:
         self.state = outcome.state
         self.adaptive.observe(outcome.clip_bits)
         self.rounds_completed = index + 1
-        reports = {client.identity.name: client.report for client in clients if client.report is not None}
+        reports = {client.name: client.report or LocalReport() for client in engine.clients}
         error = summary.encoding_error(outcome, {name: reports[name] for name in outcome.survivors})
         evaluated = self._evaluates(index)
         metrics = self._metrics() if evaluated else {}

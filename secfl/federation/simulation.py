@@ -20,6 +20,7 @@ from secfl.federation.running import Simulation
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.federation.server_optimizer import Adam, ServerOptimizer, server_optimizer
 from secfl.federation.state import count_parameters
+from secfl.federation.work import make_task
 from secfl.randomness import SystemRng
 from secfl.segmentation.task import Task
 from secfl.types import client_id
@@ -27,7 +28,14 @@ from secfl.types import client_id
 __all__ = ["resume", "simulate"]
 
 
-def simulate(config: RunConfig, *, out: Path, observer: Observer, task: Task | None = None) -> dict[str, Any]:
+def simulate(
+    config: RunConfig,
+    *,
+    out: Path,
+    observer: Observer,
+    task: Task | None = None,
+    task_factory: str | None = None,
+) -> dict[str, Any]:
     """Run a federation from the start.
 
     Everything that can be refused is refused before ``out`` is created.
@@ -37,6 +45,8 @@ def simulate(config: RunConfig, *, out: Path, observer: Observer, task: Task | N
         out: The run directory; must not exist.
         observer: Told what happens.
         task: What is learned; by default built from the configuration (segmentation).
+        task_factory: ``module:function`` that makes the task from the configuration in every process of the run;
+            engines with more than one process need it for tasks of your own.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -48,7 +58,7 @@ def simulate(config: RunConfig, *, out: Path, observer: Observer, task: Task | N
     """
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; expected a new folder, or --resume {out}")
-    task = task or _segmentation(config)
+    task = task or make_task(config, task_factory)
     state = task.initial_state()
     threshold = _threshold(config, task)
     terms = run_terms(config, task, parameters=count_parameters(state), threshold=threshold)
@@ -70,11 +80,14 @@ def simulate(config: RunConfig, *, out: Path, observer: Observer, task: Task | N
         observer=observer,
         state=state,
         optimizer=_optimizer(config),
+        task_factory=task_factory,
     )
     return simulation.run_to_the_end()
 
 
-def resume(path: Path, *, observer: Observer, task: Task | None = None) -> dict[str, Any]:
+def resume(
+    path: Path, *, observer: Observer, task: Task | None = None, task_factory: str | None = None
+) -> dict[str, Any]:
     """Go on with an interrupted run from its last checkpoint.
 
     The model comes out bit for bit as if there had been no interruption (without noise, or with seeded test
@@ -89,7 +102,7 @@ def resume(path: Path, *, observer: Observer, task: Task | None = None) -> dict[
     config = run.config()
     if run.summary.exists():
         raise ConfigError(f"--resume {path}: the run is finished; its summary is {run.summary}")
-    task = task or _segmentation(config)
+    task = task or make_task(config, task_factory)
     state = task.initial_state()
     threshold = _threshold(config, task)
     terms = run_terms(config, task, parameters=count_parameters(state), threshold=threshold)
@@ -106,15 +119,10 @@ def resume(path: Path, *, observer: Observer, task: Task | None = None) -> dict[
         observer=observer,
         state=state,
         optimizer=_optimizer(config),
+        task_factory=task_factory,
     )
     simulation.go_back_to_checkpoint()
     return simulation.run_to_the_end()
-
-
-def _segmentation(config: RunConfig) -> Task:
-    from secfl.segmentation.segmentation_task import build_task
-
-    return build_task(config)
 
 
 def _optimizer(config: RunConfig) -> ServerOptimizer:

@@ -279,6 +279,7 @@ class SiteAgent:
             threshold=message.threshold,
             scheme=message.scheme,
             state=_shaped(message.model, terms.layout),
+            announced=message.announced,
         )
 
     def _check_run(self, run_id: bytes) -> None:

@@ -1,11 +1,13 @@
-"""Which local work a run's configuration asks of a site; the same in every engine."""
+"""What is learned and which local work a run's configuration asks of a site; the same in every engine."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 
 from secfl.config import DpMode, DpSchedule, RunConfig
+from secfl.errors import ConfigError
 from secfl.federation.local_rounds import PatientRound
 from secfl.federation.local_work import LocalWork, PatientStep, TrainAndClip
 from secfl.federation.privacy import RunTerms, expected_batch, percentile_laplace
@@ -14,7 +16,7 @@ from secfl.randomness import ExperimentSeed, InsecureSeededRng, Rng, SystemRng
 from secfl.segmentation.task import PatientTask, Task
 from secfl.types import ClientId, Update
 
-__all__ = ["local_work"]
+__all__ = ["local_work", "make_task"]
 
 
 def local_work(name: ClientId, *, config: RunConfig, task: Task, terms: RunTerms) -> LocalWork:
@@ -55,3 +57,21 @@ def _baseline(config: RunConfig) -> Callable[[Update, str], Update] | None:
         return replace(update, values=recipe.apply(update.values, seed=seed, label=label))
 
     return apply
+
+
+def make_task(config: RunConfig, factory: str | None) -> Task:
+    """The task of a configuration, or what ``module:factory`` makes of it.
+
+    Raises:
+        ConfigError: There is no such factory.
+    """
+    if factory is None:
+        from secfl.segmentation.segmentation_task import build_task
+
+        return build_task(config)
+    module, _, name = factory.partition(":")
+    try:
+        made: Task = getattr(importlib.import_module(module), name)(config)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"task {factory!r}: {error}; expected package.module:function") from None
+    return made

@@ -8,10 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from secfl.config import RunConfig
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State
 
-__all__ = ["LinearTask"]
+__all__ = ["LinearTask", "linear_task"]
+
+
+def linear_task(config: RunConfig) -> LinearTask:
+    """The task for a configuration, as ``task_factory`` of `secfl.federation.simulation.simulate`."""
+    return LinearTask(config.clients or 3, seed=config.seed)
 
 
 class LinearTask:

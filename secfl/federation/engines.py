@@ -1,0 +1,140 @@
+"""The engines of a simulated run: who holds the sites, and which driver carries their envelopes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from secfl.config import Engine, RunConfig
+from secfl.crypto.identity import Directory, Identity
+from secfl.federation.client import RoundClient, SiteClient
+from secfl.federation.driver import Driver, Record
+from secfl.federation.exchange import Deadlines, Exchange, ExchangeDriver, RemoteSite
+from secfl.federation.inprocess import InProcessDriver
+from secfl.federation.multiprocess import SiteProcesses, python_module
+from secfl.federation.privacy import RunTerms
+from secfl.federation.rundir import RunDirectory
+from secfl.federation.schemes import scheme_for, scheme_spec
+from secfl.federation.site_agent import largest_message
+from secfl.federation.work import local_work
+from secfl.randomness import SystemRng
+from secfl.segmentation.task import Task
+from secfl.types import ClientId
+
+__all__ = ["RoundEngine", "RunSetting", "open_engine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSetting:
+    """What an engine needs to know of a run.
+
+    Attributes:
+        config: The run's configuration.
+        run: Its directory.
+        run_id: Its 16 random bytes.
+        task: What is learned.
+        task_factory: ``module:function`` that makes the same task in another process; ``None`` for segmentation.
+        terms: The public numbers.
+        identities: The simulated sites' keys.
+    """
+
+    config: RunConfig
+    run: RunDirectory
+    run_id: bytes
+    task: Task
+    task_factory: str | None
+    terms: RunTerms
+    identities: Sequence[Identity]
+
+
+class RoundEngine(Protocol):
+    """Sites that can be invited to rounds, and a driver for each round."""
+
+    @property
+    def clients(self) -> Sequence[RoundClient]:
+        """The sites, by name."""
+        ...
+
+    def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
+        """What carries the next round."""
+        ...
+
+
+@contextmanager
+def open_engine(setting: RunSetting) -> Iterator[RoundEngine]:
+    """The engine that the configuration names; its processes end with the block."""
+    match setting.config.engine:
+        case Engine.INPROCESS:
+            yield _InProcess(setting)
+        case Engine.MULTIPROCESS:
+            names = tuple(identity.name for identity in setting.identities)
+            most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
+            with SiteProcesses(
+                names,
+                command=lambda name, port: _command(setting, name, port),
+                most_bytes=most_bytes,
+                rng=SystemRng(),
+            ) as processes:
+                yield _Remote(setting, processes, most_bytes=most_bytes)
+
+
+class _InProcess:
+    """Every site is an object of this process."""
+
+    def __init__(self, setting: RunSetting) -> None:
+        scheme = scheme_spec(setting.config.secure_agg)
+        self._clients = [
+            SiteClient(
+                identity,
+                work=local_work(identity.name, config=setting.config, task=setting.task, terms=setting.terms),
+                scheme=scheme_for(scheme),
+                directory=Directory.enroll(setting.identities),
+                terms=setting.terms.round_terms,
+                rng=SystemRng(),
+            )
+            for identity in setting.identities
+        ]
+
+    @property
+    def clients(self) -> Sequence[RoundClient]:
+        return self._clients
+
+    def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
+        return InProcessDriver(drops=drops, record=record)
+
+
+class _Remote:
+    """Every site is asked through an exchange."""
+
+    def __init__(self, setting: RunSetting, exchange: Exchange, *, most_bytes: int) -> None:
+        self._exchange = exchange
+        self._deadlines = Deadlines(
+            training=setting.config.deadlines.training, phase=setting.config.deadlines.phase
+        )
+        self._clients = [
+            RemoteSite(identity.name, exchange=exchange, run_id=setting.run_id, most_bytes=most_bytes)
+            for identity in setting.identities
+        ]
+
+    @property
+    def clients(self) -> Sequence[RoundClient]:
+        return self._clients
+
+    def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
+        return ExchangeDriver(self._exchange, deadlines=self._deadlines, drops=drops, record=record)
+
+
+def _command(setting: RunSetting, name: ClientId, port: int) -> list[str]:
+    more = [] if setting.task_factory is None else ["--task", setting.task_factory]
+    return python_module(
+        "secfl.federation.site_process",
+        str(setting.run.root.resolve()),
+        name,
+        "--port",
+        str(port),
+        "--run-id",
+        setting.run_id.hex(),
+        *more,
+    )

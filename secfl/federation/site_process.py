@@ -1,0 +1,96 @@
+"""The process of one site under `secfl.federation.multiprocess`.
+
+    python -m secfl.federation.site_process RUN SITE --port PORT --run-id HEX [--task MODULE:FACTORY]
+
+It reads what the run is from the run directory, the token from standard input, and then answers requests until
+the coordinator hangs up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from secfl.config import check_cohort
+from secfl.crypto.identity import Directory
+from secfl.errors import ConfigError, SecflError
+from secfl.federation.privacy import run_terms
+from secfl.federation.rundir import RunDirectory
+from secfl.federation.schemes import scheme_spec
+from secfl.federation.site_agent import Reports, SiteAgent, SiteTerms, largest_message
+from secfl.federation.sockets import connect
+from secfl.federation.state import count_parameters
+from secfl.federation.work import local_work, make_task
+from secfl.randomness import SystemRng
+from secfl.segmentation.task import Task
+from secfl.types import client_id
+
+__all__ = ["main", "simulated_agent"]
+
+SITES_FOLDER = "sites"
+
+
+def simulated_agent(run: RunDirectory, site: str, *, run_id: bytes, task: Task) -> SiteAgent:
+    """The agent of one site of a simulated run, on the terms of its configuration."""
+    config = run.config()
+    name = client_id(site)
+    identities = {identity.name: identity for identity in run.identities()}
+    if name not in identities:
+        raise ConfigError(f"{run.root}: has no site {site}")
+    layout = task.initial_state()
+    threshold = check_cohort(
+        len(task.sites), config.secure_agg.scheme, config.secure_agg.threshold, config.dropout
+    )
+    terms = run_terms(config, task, parameters=count_parameters(layout), threshold=threshold)
+    return SiteAgent(
+        identities[name],
+        folder=run.root / SITES_FOLDER / site,
+        terms=SiteTerms(
+            run_id=run_id,
+            directory=Directory.enroll(identities.values()),
+            threshold=threshold,
+            scheme=scheme_spec(config.secure_agg),
+            round_terms=terms.round_terms,
+            layout=layout,
+        ),
+        work=local_work(name, config=config, task=task, terms=terms),
+        rng=SystemRng(),
+        reports=Reports.SIMULATION,
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve one site until the coordinator hangs up; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m secfl.federation.site_process")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("site")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--run-id", required=True)
+    parser.add_argument("--task")
+    given = parser.parse_args(arguments)
+    # Ctrl-C in a terminal reaches every process; the coordinator says when this one ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        token = bytes.fromhex(sys.stdin.readline().strip())
+        run = RunDirectory.open(given.run)
+        task = make_task(run.config(), given.task)
+        agent = simulated_agent(run, given.site, run_id=bytes.fromhex(given.run_id), task=task)
+        most = largest_message(count_parameters(task.initial_state()), len(task.sites))
+        stream = connect(given.port, name=client_id(given.site), token=token, most_bytes=most)
+        while (request := stream.receive()) is not None:
+            stream.send(agent.handle(request))
+    except SecflError as error:
+        sys.stderr.write(f"site {given.site}: {error}\n")
+        return error.exit_code
+    except (ConnectionError, BrokenPipeError):
+        return 0
+    agent.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
