@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from secfl.config.sections import DpMode, DpSchedule, PrivacyConfig
+from collections.abc import Mapping
+
+from secfl.config.sections import DpMode, DpSchedule, PrivacyConfig, Scheme
 
 __all__ = ["check_mechanisms"]
 
 
-def check_mechanisms(privacy: PrivacyConfig) -> None:
+def check_mechanisms(privacy: PrivacyConfig, scheme: Scheme) -> None:
     """Refuse mechanisms that cannot be combined.
 
     Raises:
@@ -32,6 +34,26 @@ def check_mechanisms(privacy: PrivacyConfig) -> None:
         "percentile_laplace: has no guarantee and cannot be combined with one; expected --dp off": not off
         and privacy.percentile_laplace is not None,
     }
+    if privacy.site_weights is not None:
+        refusals |= _site_weights(privacy, scheme, privacy.site_weights)
     for message, refused in refusals.items():
         if refused:
             raise ValueError(f"privacy.{message}")
+
+
+def _site_weights(privacy: PrivacyConfig, scheme: Scheme, weights: Mapping[str, float]) -> dict[str, bool]:
+    steps = privacy.mode is DpMode.PATIENT and privacy.schedule is DpSchedule.STEP
+    return {
+        "site_weights: needs --dp patient with --dp-schedule step": not steps,
+        "site_weights: expected positive numbers": not all(weight > 0 for weight in weights.values()),
+        "site_weights: weights matter inside a secure sum; expected another --secure-agg than plain": (
+            scheme is Scheme.PLAIN
+        ),
+        "site_weights: cannot be combined with quantile_clip, because its bits would count differently": (
+            privacy.quantile_clip is not None
+        ),
+        "site_weights: cannot be combined with layer_clips; expected one clip for all": (
+            privacy.layer_clips is not None
+        ),
+        "site_weights: cannot be combined with noise_decay": privacy.noise_decay != 1,
+    }

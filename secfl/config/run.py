@@ -117,7 +117,7 @@ class RunConfig(Section):
                 raise ValueError(
                     f"--dp {privacy.mode.value}: weighting must be equal, because counts are private"
                 )
-        check_mechanisms(privacy)
+        check_mechanisms(privacy, self.secure_agg.scheme)
         return self
 
     def digest(self) -> bytes:

@@ -229,6 +229,8 @@ class PrivacyConfig(Section):
         noise_decay: κ; release number i uses the multiplier z·κ^i, announced before the run.
         layer_clips: Clips by the first letters of tensors' names, instead of one ``clip``; the longest match
             counts, and every tensor needs one.
+        site_weights: Public constants by site (never its number of patients): how much each one's patients count
+            under one clip. Each site's noise follows its own weight, and ε is stated by site.
         quantile_clip: The clip follows a private quantile, from ``clip`` on; see `QuantileClipConfig`.
         percentile_laplace: A baseline without privacy, under mode ``off``; see `PercentileLaplaceConfig`.
     """
@@ -250,6 +252,7 @@ class PrivacyConfig(Section):
     local_optimizer: ServerOptimizerName = ServerOptimizerName.ADAM
     noise_decay: float = Field(default=1.0, ge=0.5, le=2.0)
     layer_clips: Mapping[str, float] | None = None
+    site_weights: Mapping[str, float] | None = None
     quantile_clip: QuantileClipConfig | None = None
     percentile_laplace: PercentileLaplaceConfig | None = None
 

@@ -298,12 +298,24 @@ class PrivacyPlan:
         Raises:
             PrivacyError: No multiplier up to 1e5 reaches the target.
         """
-        if not (epsilon > 0 and math.isfinite(epsilon)):
-            raise ConfigError("epsilon: expected a positive number")
 
         def reached(plan: PrivacyPlan) -> float:
             return plan.epsilon(plan.z_aggregator(behaviour, colluders=colluders), accountant=accountant)
 
+        return self.calibrated_to(epsilon, reached)
+
+    def calibrated_to(self, epsilon: float, reached: Callable[[PrivacyPlan], float]) -> PrivacyPlan:
+        """The plan with the least noise multiplier whose ``reached(plan)`` is at most ``epsilon``.
+
+        Args:
+            epsilon: Target of the whole run.
+            reached: ε of a plan; must fall as its multiplier grows.
+
+        Raises:
+            PrivacyError: No multiplier up to 1e5 reaches the target.
+        """
+        if not (epsilon > 0 and math.isfinite(epsilon)):
+            raise ConfigError("epsilon: expected a positive number")
         return _least_noise(self, epsilon, reached)
 
     # --- files

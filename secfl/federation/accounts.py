@@ -147,10 +147,14 @@ class RunAccounts:
         """ε of the curious aggregator alone; ``None`` without differential privacy."""
         if self._terms.non_private:
             return None
-        for row in statements(self._state):
-            if row.view is View.AGGREGATOR and row.adversary is Behaviour.CURIOUS:
-                return None if row.epsilon is None or math.isinf(row.epsilon) else row.epsilon
-        return None
+        found = [
+            row.epsilon
+            for row in statements(self._state)
+            if row.view is View.AGGREGATOR and row.adversary is Behaviour.CURIOUS
+        ]
+        # Where sites differ there is a row for each of them.
+        finite = [one for one in found if one is not None and math.isfinite(one)]
+        return max(finite) if finite and len(finite) == len(found) else None
 
     def statements(self) -> list[Mapping[str, Any]]:
         """The ledger's rows, one per adversary."""

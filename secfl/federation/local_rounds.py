@@ -90,8 +90,8 @@ class PatientRound:
         terms, name, index = self._terms, self._name, offer.round_index
         if terms.releases is None:
             raise LocalProtocolError("private steps: expected terms with a privacy plan")
-        clip = unit_clip(offer, terms)
-        shares = terms.releases.noise(index, offer.announced)
+        clip = unit_clip(offer, terms, name)
+        shares = terms.releases.noise(index, offer.announced, site=name)
         optimizer, state, protecting = self._optimizer(), offer.state, 0.0
         for step, share in enumerate(shares):
             chosen = self._sampler.draw(self._secret.fork(f"patients/{name}/{index}/{step}"))

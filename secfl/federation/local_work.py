@@ -128,7 +128,7 @@ class TrainAndClip:
         )
         privatized = privatize(
             clipped,
-            noise=_noise(offer, self._terms),
+            noise=_noise(offer, self._terms, self._name),
             bits=self._terms.bits,
             rng=self._noise_rng.fork(f"noise/{self._name}/{offer.round_index}"),
             vector_name=UPDATE_VECTOR,
@@ -181,11 +181,11 @@ class PatientStep:
         began = time.perf_counter()
         chosen = self._sampler.draw(self._secret.fork(f"patients/{self._name}/{offer.round_index}"))
         gradients = self._task.patient_gradients(self._name, offer.state, chosen)
-        total, spent = clipped_sum(gradients, unit_clip(offer, self._terms))
+        total, spent = clipped_sum(gradients, unit_clip(offer, self._terms, self._name))
         trained = time.perf_counter()
         privatized = privatize(
             total,
-            noise=_noise(offer, self._terms),
+            noise=_noise(offer, self._terms, self._name),
             bits=self._terms.bits,
             rng=self._secret.fork(f"noise/{self._name}/{offer.round_index}"),
             vector_name=UPDATE_VECTOR,
@@ -213,21 +213,21 @@ def clipped_sum(gradients: Iterable[NDArray[np.float32]], clip: GridClip) -> tup
     return total.total(), spent
 
 
-def unit_clip(offer: RoundOffer, terms: RoundTerms) -> GridClip:
-    """How one patient is clipped in this round.
+def unit_clip(offer: RoundOffer, terms: RoundTerms, site: ClientId) -> GridClip:
+    """How one patient of a site is clipped in this round.
 
     Raises:
         LocalProtocolError: The terms have no privacy plan.
     """
     if terms.releases is None:
         raise LocalProtocolError("private steps: expected terms with a privacy plan")
-    return terms.releases.unit_clip(offer.announced)
+    return terms.releases.unit_clip(offer.announced, site=site)
 
 
-def _noise(offer: RoundOffer, terms: RoundTerms) -> NoiseShare | None:
+def _noise(offer: RoundOffer, terms: RoundTerms, site: ClientId) -> NoiseShare | None:
     if terms.releases is None:
         return None
-    (share,) = terms.releases.noise(offer.round_index, offer.announced)
+    (share,) = terms.releases.noise(offer.round_index, offer.announced, site=site)
     return share
 
 

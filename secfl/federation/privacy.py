@@ -6,7 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from secfl.config import DpMode, DpSchedule, KeyMode, RunConfig, Scheme, Weighting
+from secfl.config import DpMode, DpSchedule, RunConfig, Scheme, Weighting
 from secfl.crypto import codec, weights
 from secfl.dp.accounting import Relation
 from secfl.dp.baselines import PercentileLaplace
@@ -16,11 +16,12 @@ from secfl.dp.sampling import batch_tail
 from secfl.errors import ConfigError
 from secfl.federation.offer import RoundTerms
 from secfl.federation.releases import NOTHING_ANNOUNCED, SEEDED, Announcement, Releases
+from secfl.federation.settled import settled, settled_by_site
 from secfl.federation.unit_clips import Layout
-from secfl.guarantees import Behaviour, UnitOfPrivacy
+from secfl.guarantees import UnitOfPrivacy
 from secfl.ledger.events import Event, NonPrivate
 from secfl.segmentation.task import PatientTask, Task
-from secfl.types import PROTOCOL_VERSION, join_fields
+from secfl.types import PROTOCOL_VERSION, client_id, join_fields
 
 __all__ = ["RunTerms", "expected_batch", "nominal_patients", "percentile_laplace", "run_terms"]
 
@@ -150,7 +151,7 @@ def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: 
         schedule=Schedule.ROUND if alone else Schedule.STEP,
         noise_decay=privacy.noise_decay,
     )
-    plan = _settled(plan, config)
+    plan = settled(plan, config)
     releases = Releases(
         plan=plan,
         clip=layout.unit_clip(plan, expected_units=clients),
@@ -203,12 +204,19 @@ def _patient_level(config: RunConfig, task: Task, *, parameters: int, threshold:
         schedule=Schedule.ROUND if alone else Schedule.STEP,
         noise_decay=privacy.noise_decay,
     )
-    plan = _settled(plan, config)
-    units = expected_batch(config) * clients
+    units, by_site = expected_batch(config) * clients, None
+    if privacy.site_weights is None:
+        plan = settled(plan, config)
+    else:
+        sites = tuple(client_id(name) for name in task.sites)
+        plan, noise = settled_by_site(plan, config, sites=sites, weights=privacy.site_weights)
+        by_site = sites, noise
+        units *= math.fsum(noise.weights) / (max(noise.weights) * clients)
     releases = Releases(
         plan=plan,
         clip=layout.unit_clip(plan, expected_units=units),
         quantile=layout.quantile_clip(plan, expected_units=units),
+        site_noise=by_site,
         local_steps=local_steps,
         seeded=_seeded(config),
     )
@@ -224,7 +232,7 @@ def _patient_level(config: RunConfig, task: Task, *, parameters: int, threshold:
             weighting=None,
             task_digest=task.digest(),
             plan_digest=plan.digest(),
-            divisor=-expected_batch(config) * clients,
+            divisor=-units,
             releases=releases,
         )
     return RunTerms(
@@ -292,18 +300,6 @@ def _noisy_bits(plan: PrivacyPlan, *, signal_bound: int) -> int:
         coordinates=plan.dimension,
         releases=plan.releases,
     )
-
-
-def _settled(plan: PrivacyPlan, config: RunConfig) -> PrivacyPlan:
-    """The plan with its noise, refused when it is weak without consent."""
-    privacy, settings = config.privacy, config.secure_agg
-    if privacy.epsilon is not None:
-        # One CKKS key in every client does not stand against a malicious aggregator at all.
-        shared = settings.scheme is Scheme.CKKS and settings.ckks_key is KeyMode.SHARED
-        behaviour = Behaviour.CURIOUS if shared else Behaviour.MALICIOUS
-        plan = plan.calibrated(privacy.epsilon, behaviour=behaviour)
-    plan.refuse_if_weak(accept_weak=privacy.accept_weak)
-    return plan
 
 
 def _grid_norm(config: RunConfig, layout: Layout, *, clients: int, releases: int) -> int:

@@ -14,9 +14,11 @@ from secfl.dp.adaptive import QuantileClip
 from secfl.dp.clipping import GridClip
 from secfl.dp.noise import NoiseShare
 from secfl.dp.plan import PrivacyPlan, Schedule
+from secfl.dp.site_noise import SiteNoise
 from secfl.errors import LocalProtocolError, RemoteProtocolError
 from secfl.ledger.events import Composed, Event, NonPrivate, event_from_plan
-from secfl.types import AGGREGATOR, join_fields
+from secfl.ledger.events import SiteNoise as SiteNoiseEvent
+from secfl.types import AGGREGATOR, ClientId, join_fields
 
 __all__ = ["NOTHING_ANNOUNCED", "SEEDED", "Announcement", "Releases"]
 
@@ -58,6 +60,7 @@ class Releases:
         clip: How one unit is clipped as long as nothing else is announced.
         local_steps: Releases of each client in one round: its private steps under the schedule ``round``.
         quantile: How the clip may follow a private quantile, or ``None`` for a fixed clip.
+        site_noise: Noise by site weight with the sites in its order, or ``None`` where all sites count the same.
         seeded: Why nothing here is private, or an empty string. Recorded instead of the mechanism.
     """
 
@@ -65,6 +68,7 @@ class Releases:
     clip: GridClip
     local_steps: int = 1
     quantile: QuantileClip | None = None
+    site_noise: tuple[tuple[ClientId, ...], SiteNoise] | None = None
     seeded: str = ""
 
     def __post_init__(self) -> None:
@@ -95,14 +99,37 @@ class Releases:
                 AGGREGATOR, "announces a noise multiplier that is not one of the plan's"
             )
 
-    def unit_clip(self, announced: Announcement = NOTHING_ANNOUNCED) -> GridClip:
-        """How one unit's vector is clipped and put on the grid in this round."""
+    def unit_clip(
+        self, announced: Announcement = NOTHING_ANNOUNCED, *, site: ClientId | None = None
+    ) -> GridClip:
+        """How one unit's vector is clipped and put on the grid in this round.
+
+        Args:
+            announced: For the round.
+            site: The unit's; without one, that of a site with the largest weight.
+        """
+        if self.site_noise is not None and site is not None:
+            sites, noise = self.site_noise
+            return GridClip.single(
+                dimension=self.plan.dimension,
+                clip_norm=self.plan.clip_norm,
+                grid_norm=noise.sensitivity(sites.index(site)),
+            )
         if self.quantile is None or announced.clip_norm is None:
             return self.clip
         return replace(self.quantile, clip_norm=announced.clip_norm).unit_clip()
 
-    def noise(self, round_index: int, announced: Announcement = NOTHING_ANNOUNCED) -> tuple[NoiseShare, ...]:
+    def noise(
+        self,
+        round_index: int,
+        announced: Announcement = NOTHING_ANNOUNCED,
+        *,
+        site: ClientId | None = None,
+    ) -> tuple[NoiseShare, ...]:
         """What one client adds, a share for each of its releases in the round."""
+        if self.site_noise is not None and site is not None:
+            sites, noise = self.site_noise
+            return (noise.share(sites.index(site)),)
         plan = self._plan_of(announced)
         return tuple(plan.noise_share(release) for release in self._numbers(round_index))
 
@@ -111,6 +138,8 @@ class Releases:
         if self.seeded:
             return NonPrivate(reason=self.seeded)
         plan, numbers = self._plan_of(announced), self._numbers(round_index)
+        if self.site_noise is not None:
+            return self._site_event(*self.site_noise)
         if plan.noise_decay == 1 or len(numbers) == 1:
             return event_from_plan(plan, release=numbers.start, count=len(numbers))
         return Composed(events=tuple(event_from_plan(plan, release=number) for number in numbers))
@@ -125,9 +154,13 @@ class Releases:
             announced: For it.
             clients: How many clients' shares one unit's protection rests on; 1 where noise is local.
         """
-        shares = 1 if self.plan.schedule is Schedule.ROUND else clients
+        if self.site_noise is not None:
+            _, noise = self.site_noise
+            shares = (noise.share(index).total_variation for index in range(len(noise.weights)))
+            return max(shares) * self.plan.dimension * clients
+        count = 1 if self.plan.schedule is Schedule.ROUND else clients
         each = math.fsum(share.total_variation for share in self.noise(round_index, announced))
-        return each * self.plan.dimension * shares
+        return each * self.plan.dimension * count
 
     def grid(self, announced: Announcement = NOTHING_ANNOUNCED) -> Grid:
         """The grid that the round's specification names; it tells every client the clip."""
@@ -138,10 +171,28 @@ class Releases:
     def encode(self, announced: Announcement = NOTHING_ANNOUNCED) -> bytes:
         """What a round's specification must name beyond grid and plan; empty for one fixed clip."""
         clip = self.unit_clip(announced)
+        if self.site_noise is not None:
+            sites, noise = self.site_noise
+            pairs = zip(sites, noise.weights, strict=True)
+            return join_fields(b"site-weights", *(f"{name} {w.hex()}".encode() for name, w in pairs))
         if announced == NOTHING_ANNOUNCED and len(clip.groups) == 1 and not clip.bit_slot:
             return b""
         groups = [f"{one.size} {one.clip_norm.hex()} {one.grid_norm}".encode() for one in clip.groups]
         return join_fields(announced.encode(), str(clip.bit_slot).encode(), *groups)
+
+    def _site_event(self, sites: tuple[ClientId, ...], noise: SiteNoise) -> Event:
+        one = event_from_plan(self.plan)
+        return SiteNoiseEvent(
+            family=one.family,
+            noise_multiplier=one.noise_multiplier,
+            shares=len(sites),
+            sensitivity=one.sensitivity,
+            dimension=one.dimension,
+            sampling=one.sampling,
+            sampling_rate=one.sampling_rate,
+            sampler_error=max(noise.share(index).total_variation for index in range(len(sites))),
+            weights=dict(zip(sites, noise.weights, strict=True)),
+        )
 
     def _plan_of(self, announced: Announcement) -> PrivacyPlan:
         z = announced.noise_multiplier

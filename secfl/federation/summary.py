@@ -136,7 +136,9 @@ def build(
 def _row(statement: Mapping[str, Any]) -> dict[str, Any]:
     epsilon = statement["epsilon"]
     finite = epsilon is not None and math.isfinite(epsilon)
+    site = {} if statement["site"] is None else {"site": str(statement["site"])}
     return {
+        **site,
         "view": str(statement["view"]),
         "colluders": int(statement["colluders"]),
         "adversary": str(statement["adversary"]),

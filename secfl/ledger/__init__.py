@@ -12,6 +12,7 @@ from secfl.ledger.events import (
     NonPrivate,
     Placement,
     Sampling,
+    SiteNoise,
     event_from_dp_accounting,
     event_from_plan,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Reservation",
     "RunHeader",
     "Sampling",
+    "SiteNoise",
     "Statement",
     "Verdict",
     "Witness",

@@ -26,6 +26,7 @@ __all__ = [
     "NonPrivate",
     "Placement",
     "Sampling",
+    "SiteNoise",
     "event_from_dp_accounting",
     "event_from_json",
     "event_from_plan",
@@ -151,6 +152,62 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SiteNoise(Noise):
+    """Sums under one clip in which sites count with different public weights, each with noise of its own width.
+
+    A unit of site i moves the sum by at most ``Δ_i = floor(Δ·w_i/max w)``, and the site adds a share of width
+    ``σ_i = z·Δ·w_i/sqrt(Σ w²)`` (`secfl.dp.site_noise.SiteNoise`): z is the multiplier of all shares for a unit of the
+    site with the largest weight. What is left for an adversary differs by site, and is stated by site.
+
+    Attributes:
+        weights: Client -> w_i, one for each client of the cohort.
+    """
+
+    weights: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        # Not super(): a slotted dataclass is another class than the one whose body this is.
+        Noise.__post_init__(self)
+        if self.placement is not Placement.DISTRIBUTED or self.shares != len(self.weights):
+            raise ConfigError("event: noise by site is distributed, with one share for each weight")
+        if self.family is Family.GAUSSIAN or self.site_rates is not None:
+            raise ConfigError("event: noise by site is integer noise, with one sampling rate")
+        if not all(weight > 0 and math.isfinite(weight) for weight in self.weights.values()):
+            raise ConfigError("event: weights must be positive numbers")
+        if not self.sensitivity.is_integer() or min(map(self.unit_sensitivity, self.weights)) < 1:
+            raise ConfigError("event: a weight is too small for the grid")
+
+    def unit_sensitivity(self, site: str) -> int:
+        """Δ_i, grid units."""
+        return math.floor(int(self.sensitivity) * self.weights[site] / max(self.weights.values()))
+
+    def share_sigma(self, site: str) -> float:
+        """σ_i, grid units."""
+        norm = math.sqrt(math.fsum(weight * weight for weight in self.weights.values()))
+        return self.noise_multiplier * self.sensitivity * self.weights[site] / norm
+
+    def unknown_sigma(self, site: str, unknown_shares: int) -> float:
+        """Width of what stays unknown to an adversary who lacks so many shares, the site's own among them.
+
+        The others of them are taken to be the smallest, whoever colludes or drops out.
+        """
+        others = sorted(self.share_sigma(name) for name in self.weights if name != site)
+        kept = [self.share_sigma(site), *others[: unknown_shares - 1]]
+        return math.sqrt(math.fsum(sigma * sigma for sigma in kept))
+
+    def least_protected(self, unknown_shares: int) -> str:
+        """The site whose units face the smallest multiplier."""
+        return min(
+            sorted(self.weights),
+            key=lambda site: self.unknown_sigma(site, unknown_shares) / self.unit_sensitivity(site),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger's JSON form."""
+        return Noise.to_json(self) | {"kind": "site_noise", "weights": dict(self.weights)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Composed:
     """Several releases in one round."""
 
@@ -177,23 +234,30 @@ def event_from_json(value: Mapping[str, Any]) -> Event:
             case "composed":
                 return Composed(events=tuple(event_from_json(part) for part in value["events"]))
             case "noise":
-                return Noise(
-                    family=Family(value["family"]),
-                    noise_multiplier=float(value["noise_multiplier"]),
-                    shares=value["shares"],
-                    placement=Placement(value["placement"]),
-                    sensitivity=float(value["sensitivity"]),
-                    dimension=value["dimension"],
-                    sampling=Sampling(value["sampling"]),
-                    sampling_rate=float(value["sampling_rate"]),
-                    site_rates=value["site_rates"],
-                    count=value["count"],
-                    sampler_error=float(value["sampler_error"]),
-                )
+                return Noise(**_noise_fields(value))
+            case "site_noise":
+                weights = {name: float(weight) for name, weight in value["weights"].items()}
+                return SiteNoise(**_noise_fields(value), weights=weights)
             case kind:
                 raise UnsupportedEvent(f"event of kind {kind!r}: no accounting is known for it")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UnsupportedEvent(f"event: {error}") from None
+
+
+def _noise_fields(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "family": Family(value["family"]),
+        "noise_multiplier": float(value["noise_multiplier"]),
+        "shares": value["shares"],
+        "placement": Placement(value["placement"]),
+        "sensitivity": float(value["sensitivity"]),
+        "dimension": value["dimension"],
+        "sampling": Sampling(value["sampling"]),
+        "sampling_rate": float(value["sampling_rate"]),
+        "site_rates": value["site_rates"],
+        "count": value["count"],
+        "sampler_error": float(value["sampler_error"]),
+    }
 
 
 def leaves(event: Event) -> list[NonPrivate | Noise]:

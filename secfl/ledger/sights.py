@@ -23,7 +23,7 @@ from secfl.dp.noise import NoiseFamily
 from secfl.guarantees import Adversary, Behaviour, Guarantee, View, Visibility
 from secfl.ledger.bounds import colluder_bound
 from secfl.ledger.entry import Exposure
-from secfl.ledger.events import Event, Family, Noise, NonPrivate, Placement, Sampling, leaves
+from secfl.ledger.events import Event, Family, Noise, NonPrivate, Placement, Sampling, SiteNoise, leaves
 from secfl.ledger.state import LedgerState, Terms
 
 __all__ = [
@@ -122,7 +122,9 @@ def _seen_leaf(leaf: Noise | NonPrivate, unknown_shares: int | None, site: str |
         return DpNonPrivate("the noise is added after the sum was seen")
     fraction = _fraction(leaf, unknown_shares)
     mechanism: DpEvent
-    if leaf.family is Family.GAUSSIAN:
+    if isinstance(leaf, SiteNoise):
+        mechanism = _seen_by_site(leaf, unknown_shares, site)
+    elif leaf.family is Family.GAUSSIAN:
         mechanism = Gaussian(leaf.noise_multiplier * math.sqrt(fraction))
     else:
         sigma = leaf.noise_multiplier * leaf.sensitivity
@@ -138,6 +140,21 @@ def _seen_leaf(leaf: Noise | NonPrivate, unknown_shares: int | None, site: str |
     if leaf.sampling is Sampling.POISSON:
         mechanism = PoissonSampled(leaf.rate(site), mechanism)
     return SelfComposed(mechanism, leaf.count) if leaf.count > 1 else mechanism
+
+
+def _seen_by_site(leaf: SiteNoise, unknown_shares: int, site: str | None) -> IntegerNoise:
+    """What is left for a unit of one site; of the least protected one where none is named."""
+    if site is None:
+        site = leaf.least_protected(unknown_shares)
+    return IntegerNoise(
+        family=NoiseFamily(leaf.family.value),
+        sigma=leaf.unknown_sigma(site, unknown_shares),
+        sensitivity=leaf.unit_sensitivity(site),
+        dimension=leaf.dimension,
+        shares=unknown_shares,
+        smallest_share=min(map(leaf.share_sigma, leaf.weights)),
+        sampler_error=0.0,
+    )
 
 
 def _fraction(leaf: Noise, unknown_shares: int) -> float:
@@ -192,13 +209,16 @@ def why_not_private(sights: Iterable[Sight]) -> str:
     return ""
 
 
-def smallest_multiplier(sights: Iterable[Sight]) -> float | None:
-    """The least noise multiplier that was faced in any round; ``None`` where noise is missing."""
+def smallest_multiplier(sights: Iterable[Sight], site: str | None = None) -> float | None:
+    """The least noise multiplier that a unit of a site faced in any round; ``None`` where noise is missing."""
     smallest = math.inf
     for item in sights:
         for leaf in leaves(item.release.terms.event):
             if isinstance(leaf, NonPrivate) or item.unknown_shares is None:
                 return None
+            if isinstance(leaf, SiteNoise):
+                smallest = min(smallest, _seen_by_site(leaf, item.unknown_shares, site).noise_multiplier)
+                continue
             smallest = min(smallest, leaf.noise_multiplier * math.sqrt(_fraction(leaf, item.unknown_shares)))
     return None if math.isinf(smallest) else smallest
 

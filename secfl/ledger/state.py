@@ -17,7 +17,7 @@ from secfl.ledger.bounds import check_claims
 from secfl.ledger.canonical import JsonObject
 from secfl.ledger.checkpoints import Checkpoint
 from secfl.ledger.entry import Entry, EntryType, Exposure, RunHeader, guarantee_from_json
-from secfl.ledger.events import Event, Family, Noise, Sampling, event_from_json, leaves
+from secfl.ledger.events import Event, Family, Noise, Sampling, SiteNoise, event_from_json, leaves
 from secfl.ledger.merkle import MerkleTree
 from secfl.types import ClientId
 
@@ -271,6 +271,10 @@ def _check_noise(leaf: Noise, header: RunHeader) -> None:
     if leaf.family is not Family.GAUSSIAN and not leaf.sensitivity.is_integer():
         raise UnsupportedEvent("body.event.sensitivity: integer noise has an integer sensitivity")
     share = leaf.noise_multiplier * leaf.sensitivity / math.sqrt(leaf.shares)
+    if isinstance(leaf, SiteNoise):
+        if set(leaf.weights) != set(header.cohort):
+            raise PrivacyError("body.event.weights: expected one weight for each client of the cohort")
+        share = min(map(leaf.share_sigma, leaf.weights))
     if leaf.family is Family.DISCRETE_GAUSSIAN and share < SMALLEST_SHARE:
         raise UnsupportedEvent(
             f"body.event: discrete Gaussian shares of {share:.3g} grid units, at least {SMALLEST_SHARE:g} are needed"

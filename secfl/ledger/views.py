@@ -17,7 +17,7 @@ from secfl.guarantees import Adversary, Assumption, Behaviour, View, Visibility
 from secfl.ledger.bounds import colluder_bound
 from secfl.ledger.budget import Budget, Charge
 from secfl.ledger.entry import KeyCustody, RunHeader
-from secfl.ledger.events import Noise, leaves
+from secfl.ledger.events import Noise, SiteNoise, leaves
 from secfl.ledger.sights import (
     Release,
     Sight,
@@ -119,7 +119,7 @@ class _Joiner:
             epsilon_rdp=renyi,
             epsilon_reference=reference,
             delta=self._delta,
-            z_effective=smallest_multiplier(sights),
+            z_effective=smallest_multiplier(sights, site),
             unit=None if header.unit is None else header.unit.value,
             relation=None if header.relation is None else header.relation.value,
             assumptions=assumptions,
@@ -218,7 +218,10 @@ def _with_error(
 
 def _sites(header: RunHeader, found: Iterable[Release]) -> tuple[str | None, ...]:
     differ = any(
-        isinstance(leaf, Noise) and leaf.site_rates is not None and len(set(leaf.site_rates.values())) > 1
+        isinstance(leaf, SiteNoise)
+        or (
+            isinstance(leaf, Noise) and leaf.site_rates is not None and len(set(leaf.site_rates.values())) > 1
+        )
         for release in found
         for leaf in leaves(release.terms.event)
     )

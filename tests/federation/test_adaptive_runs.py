@@ -349,6 +349,15 @@ def test_the_baseline_is_recorded_as_non_private_and_has_no_epsilon(tmp_path):
         ),
         (PATIENT | {"quantile_clip": {}, "layer_clips": {"": 1.0}}, "remove layer_clips"),
         (CLIENT | {"percentile_laplace": {}}, "privacy.percentile_laplace: has no guarantee"),
+        (CLIENT | {"site_weights": {"a": 1.0}}, "privacy.site_weights: needs --dp patient"),
+        (
+            PATIENT | {"schedule": "round", "site_weights": {"a": 1.0}},
+            "privacy.site_weights: needs --dp patient",
+        ),
+        (PATIENT | {"site_weights": {"a": 0.0}}, "privacy.site_weights: expected positive"),
+        (PATIENT | {"site_weights": {"a": 1.0}, "quantile_clip": {}}, "site_weights: .* quantile_clip"),
+        (PATIENT | {"site_weights": {"a": 1.0}, "layer_clips": {"": 1.0}}, "site_weights: .* layer_clips"),
+        (PATIENT | {"site_weights": {"a": 1.0}, "noise_decay": 0.9}, "site_weights: .* noise_decay"),
         (PATIENT | {"quantile_clip": {"speed": 1}}, "unknown key; allowed here: bit_noise"),
     ],
 )

@@ -1,0 +1,100 @@
+"""How much noise a run gets: from a target ε by the accountant, or as asked; refused where it protects nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from secfl.config import KeyMode, RunConfig, Scheme
+from secfl.dp.accounting import epsilon
+from secfl.dp.events import PoissonSampled, SelfComposed
+from secfl.dp.integer import SMALLEST_SHARE
+from secfl.dp.plan import PrivacyPlan
+from secfl.dp.site_noise import SiteNoise
+from secfl.errors import ConfigError
+from secfl.guarantees import Behaviour
+from secfl.types import ClientId
+
+__all__ = ["settled", "settled_by_site"]
+
+
+def settled(plan: PrivacyPlan, config: RunConfig) -> PrivacyPlan:
+    """The plan with its noise.
+
+    Raises:
+        PrivacyError: It is weak and ``--accept-weak`` is not given, or no noise reaches the target.
+    """
+    privacy = config.privacy
+    if privacy.epsilon is not None:
+        plan = plan.calibrated(privacy.epsilon, behaviour=_planned_for(config))
+    plan.refuse_if_weak(accept_weak=privacy.accept_weak)
+    return plan
+
+
+def settled_by_site(
+    plan: PrivacyPlan, config: RunConfig, *, sites: Sequence[ClientId], weights: Mapping[str, float]
+) -> tuple[PrivacyPlan, SiteNoise]:
+    """The plan and the noise of each site, such that the target holds for the patients of every site.
+
+    Args:
+        plan: Of one common clip; its multiplier is for the site with the largest weight.
+        config: The run.
+        sites: In the order of the shares.
+        weights: By site.
+
+    Raises:
+        ConfigError: The weights are not those of the sites, or a site would have next to no noise.
+        PrivacyError: As `settled`.
+    """
+    privacy = config.privacy
+    if set(weights) != set(sites):
+        raise ConfigError(
+            f"privacy.site_weights: expected one number for each of {', '.join(sites)}, got "
+            f"{', '.join(weights) or 'none'}"
+        )
+    # Wide enough for the smallest share, too.
+    spread = max(weights.values()) / min(weights.values())
+    plan = replace(plan, grid_norm=int(plan.grid_norm * spread) + 1)
+
+    def noise_of(one: PrivacyPlan) -> SiteNoise:
+        return SiteNoise(
+            weights=tuple(weights[site] for site in sites),
+            grid_norm=one.grid_norm,
+            noise_multiplier=one.noise_multiplier,
+            dimension=one.dimension,
+            family=one.family,
+        )
+
+    def reached(behaviour: Behaviour) -> Callable[[PrivacyPlan], float]:
+        return lambda one: _largest_epsilon(one, noise_of(one), behaviour)
+
+    if privacy.epsilon is not None:
+        plan = plan.calibrated_to(privacy.epsilon, reached(_planned_for(config)))
+    plan.refuse_if_weak(accept_weak=privacy.accept_weak)
+    noise = noise_of(plan)
+    narrowest = min(noise.share(index).sigma for index in range(len(sites)))
+    if narrowest < SMALLEST_SHARE:
+        raise ConfigError(
+            f"privacy.site_weights: the smallest share is {narrowest:.3g} grid units wide, at least "
+            f"{SMALLEST_SHARE:g} are needed; expected weights closer to each other"
+        )
+    return plan, noise
+
+
+def _largest_epsilon(plan: PrivacyPlan, noise: SiteNoise, behaviour: Behaviour) -> float:
+    """ε of the least protected site in the aggregator's view."""
+
+    def of(site: int) -> float:
+        one = noise.event(site, colluders=0, threshold=plan.threshold, behaviour=behaviour)
+        event = PoissonSampled(plan.sampling_rate, one) if plan.sampling_rate < 1 else one
+        return epsilon(SelfComposed(event, plan.releases), delta=plan.delta, relation=plan.relation)
+
+    first_of_weight = {weight: index for index, weight in reversed(list(enumerate(noise.weights)))}
+    return max(of(site) for site in first_of_weight.values())
+
+
+def _planned_for(config: RunConfig) -> Behaviour:
+    """Malicious, except that one CKKS key in every client does not stand against that at all."""
+    settings = config.secure_agg
+    shared = settings.scheme is Scheme.CKKS and settings.ckks_key is KeyMode.SHARED
+    return Behaviour.CURIOUS if shared else Behaviour.MALICIOUS
