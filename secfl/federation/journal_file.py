@@ -7,11 +7,15 @@ after it: SHA-256 over the chain so far and the body. The chain starts from the 
 A crash while a record is written leaves a file that ends inside it. Such a tail is cut when the file is opened:
 its writer never came back from the disk, so nothing of it was acted upon. Whatever is complete and wrong is
 damage, and the file is refused as a whole: cutting it could forget what was already said.
+
+Two locks keep a second process out. The lock file lasts while a journal is made or replaced; the lock on the journal
+itself holds under whatever name it is opened (links), and when somebody has removed the lock file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
@@ -50,14 +54,16 @@ class JournalFile:
     """One file of records, held by one process at a time; not for several threads.
 
     Args:
-        path: The file; a lock file with ``.lock`` appended to its name lies beside it. A missing file is made.
+        path: The file, or a symbolic link to it; a lock file with ``.lock`` appended to its name lies beside it. A
+            missing file is made.
 
     Raises:
         LocalProtocolError: Another process holds it, it cannot be read or written, or it is damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # Links are followed here: a new file must take the place of the file, not of a link to it.
+        self.path = path = Path(os.path.realpath(path))
         self._descriptor = -1
         self._end = 0
         self._chain = _FIRST_CHAIN
@@ -65,7 +71,7 @@ class JournalFile:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise LocalProtocolError(f"{path}: another process holds this journal") from None
+            raise self._held() from None
         except OSError as error:
             raise self._trouble(error) from None
         try:
@@ -118,7 +124,8 @@ class JournalFile:
 
         Raises:
             LocalProtocolError: It could not be written. What was written of it is cut again where possible, and
-                this object refuses to go on; opening the file anew recovers it.
+                this object refuses to go on; opening the file anew recovers it. The same holds when the call is
+                interrupted.
         """
         body = list(parts)
         length = sum(map(len, body))
@@ -127,10 +134,12 @@ class JournalFile:
         try:
             _write_all(descriptor, self._end, (_head(self._chain, length), *body, following))
             os.fsync(descriptor)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(LocalProtocolError):
                 self._cut(self._end)
             self.close()
+            if not isinstance(error, OSError):
+                raise
             raise LocalProtocolError(
                 f"{self.path}: cannot be written ({error.strerror}); nothing was sent"
             ) from None
@@ -177,15 +186,26 @@ class JournalFile:
             if not self.path.exists():
                 self._create()
             self._descriptor = os.open(self.path, os.O_RDWR)
+            locked = self._lock_it()
             preamble = os.pread(self._descriptor, len(_PREAMBLE), 0)
         except OSError as error:
             raise self._trouble(error) from None
+        if not locked:
+            raise self._held()
         if len(preamble) < len(_PREAMBLE) or not preamble.startswith(_MAGIC):
             raise LocalProtocolError(f"{self.path}: not a journal written by secfl")
         if preamble != _PREAMBLE:
             raise LocalProtocolError(
                 f"{self.path}: format_version {preamble[-1]} is not one that this secfl reads; upgrade secfl"
             )
+
+    def _lock_it(self) -> bool:
+        """Lock the open file; whether it worked, and the path still leads to this file."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
 
     def _create(self) -> None:
         """The first bytes go to another name first: a file with this name always has all of them."""
@@ -222,6 +242,9 @@ class JournalFile:
         if self._descriptor < 0:
             raise LocalProtocolError(f"{self.path}: the journal is closed; open it again")
         return self._descriptor
+
+    def _held(self) -> LocalProtocolError:
+        return LocalProtocolError(f"{self.path}: another process holds this journal")
 
     def _trouble(self, error: OSError) -> LocalProtocolError:
         return LocalProtocolError(f"{self.path}: {error.strerror or error}")

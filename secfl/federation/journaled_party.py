@@ -200,10 +200,10 @@ class JournaledParty:
             raise
         try:
             self._commit(phase, request, envelopes)
-        except LocalProtocolError as error:
+        except BaseException as error:
             # The scheme's party has gone on and the disk has not: only the pinned snapshot may continue.
             self._inner, self._sealed = None, b""
-            self._end = Aborted(RoundAborted(f"{self._journal.client}: {error}"))
+            self._end = Aborted(RoundAborted(f"{self._journal.client}: {str(error) or 'interrupted'}"))
             raise
         return envelopes
 

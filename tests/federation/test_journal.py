@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -187,6 +188,60 @@ class TestFile:
         assert "another process" in subprocess.run(run, capture_output=True, text=True, check=True).stdout
         first.close()
         assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == ""
+
+    @pytest.mark.parametrize(
+        "way", ["symbolic link", "hard link", "lock file removed", "folder with another name"]
+    )
+    def test_a_second_writer_is_locked_out_by_whatever_name_it_comes(self, path, tmp_path, way):
+        first = JournalFile(path)
+        list(first.records())
+        first.append([b"said"])
+        other = tmp_path / "other"
+        match way:
+            case "symbolic link":
+                other.symlink_to(path)
+            case "hard link":
+                other.hardlink_to(path)
+            case "lock file removed":
+                Path(f"{path}.lock").unlink()
+                other = path
+            case _:
+                other.symlink_to(path.parent)
+                other /= path.name
+        with pytest.raises(LocalProtocolError, match="another process"):
+            JournalFile(other)
+        first.close()
+        assert contents(other) == [b"said"]
+
+    def test_pruning_under_another_name_leaves_one_journal(self, path, tmp_path):
+        written(path, [b"first", b"second"])
+        link = tmp_path / "link"
+        link.symlink_to(path)
+        file = JournalFile(link)
+        file.replace_with([b"second"])
+        list(file.records())
+        file.close()
+        assert contents(path) == contents(link) == [b"second"]
+
+    @pytest.mark.parametrize("written_bytes", [5, 400])
+    def test_an_interruption_leaves_the_file_as_it_was(self, path, monkeypatch, written_bytes):
+        written(path)
+        before = path.read_bytes()
+        file = JournalFile(path)
+        list(file.records())
+        original = os.pwrite
+
+        def interrupted(descriptor, data, offset):
+            original(descriptor, bytes(data)[:written_bytes], offset)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "pwrite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            file.append([bytes(900)])
+        monkeypatch.undo()
+        with pytest.raises(LocalProtocolError, match="closed"):
+            file.append([b"more"])
+        assert path.read_bytes() == before
 
     @pytest.mark.parametrize("function", ["pwrite", "fsync"])
     def test_a_full_disk_leaves_the_file_as_it_was(self, path, monkeypatch, function):
