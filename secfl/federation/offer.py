@@ -101,7 +101,8 @@ class RoundOffer:
         """The round as seen by a party that holds these terms and this directory.
 
         Raises:
-            RemoteProtocolError: The offer announces what the terms do not provide for.
+            RemoteProtocolError: The offer announces what the terms do not provide for, or is for a round of training
+                beyond the plan.
         """
         parts = [
             PROTOCOL_VERSION,
@@ -117,6 +118,7 @@ class RoundOffer:
             parts.append(terms.grid.encode())
         else:
             terms.releases.check(self.announced)
+            terms.releases.check_round(self.round_index)
             more = terms.releases.encode(self.announced)
             parts += [terms.grid_of(self.announced).encode(), *([more] if more else [])]
         task = hashlib.sha256(join_fields(*parts)).digest()

@@ -198,6 +198,19 @@ class Releases:
         z = announced.noise_multiplier
         return self.plan if z is None else self.plan.at_level(z)
 
+    def check_round(self, round_index: int) -> None:
+        """Refuse a round that is not one of the plan's: ε counts so many, and noise may shrink from one to the next.
+
+        Raises:
+            RemoteProtocolError: The aggregator asks for a release that was never planned.
+        """
+        planned = self.plan.releases // self.local_steps
+        if not 0 <= round_index < planned:
+            raise RemoteProtocolError(
+                AGGREGATOR, f"asks for round {round_index + 1} of training, where {planned} were planned"
+            )
+
     def _numbers(self, round_index: int) -> range:
+        self.check_round(round_index)
         first = round_index * self.local_steps
         return range(first, first + self.local_steps)

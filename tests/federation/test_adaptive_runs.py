@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from secfl.config import load_config
+from secfl.crypto.identity import Directory, Identity
 from secfl.dp.accounting import epsilon
 from secfl.errors import ConfigError, RemoteProtocolError
 from secfl.federation import simulation
@@ -15,11 +16,12 @@ from secfl.federation.checkpoint import load as load_checkpoint
 from secfl.federation.observer import SilentObserver
 from secfl.federation.offer import RoundOffer
 from secfl.federation.privacy import run_terms
-from secfl.federation.releases import Announcement
+from secfl.federation.releases import Announcement, Releases
 from secfl.federation.unit_clips import layer_groups
 from secfl.federation.work import local_work
 from secfl.ledger.events import NonPrivate, leaves
 from secfl.ledger.verify import load, verify_file
+from secfl.randomness import SystemRng
 from secfl.testing.tasks import LinearTask
 from secfl.types import RoundId, SchemeSpec
 
@@ -195,9 +197,6 @@ def test_clients_refuse_announcements_beyond_their_terms(announced, reason):
 
 
 def test_a_client_that_is_told_another_clip_is_in_another_round():
-    from secfl.crypto.identity import Directory, Identity
-    from secfl.randomness import SystemRng
-
     directory = Directory.enroll(Identity.generate(f"site-0{i}", SystemRng()) for i in range(3))
     terms, _ = work_of(task_of(), config(**PATIENT | {"quantile_clip": {}}))
     specs = {
@@ -247,6 +246,24 @@ def test_the_noise_that_decays_is_the_noise_that_is_added():
         assert low < ((noise / sigma) ** 2).sum() < high
         other = terms.plan.share_sigma() * 0.8 ** (4 - index)
         assert not low < ((noise / other) ** 2).sum() < high
+
+
+@pytest.mark.parametrize("index", [4, 60, 2**63])
+def test_an_aggregator_cannot_skip_to_rounds_without_noise(index, monkeypatch):
+    """Noise shrinks with the round's number, and every client follows the offered number: 0.8^60 leaves nothing."""
+    terms, work = work_of(task_of(), config(**PATIENT | {"noise_decay": 0.8, "steps": 4}))
+    directory = Directory.enroll(Identity.generate(f"site-0{i}", SystemRng()) for i in range(3))
+    offer = offer_of(task_of(), index=index)
+    with pytest.raises(RemoteProtocolError, match="where 4 were planned"):
+        offer.specification(terms.round_terms, directory)
+    with pytest.raises(RemoteProtocolError, match="where 4 were planned"):
+        contribute(work, task_of(), index=index)
+    offer_of(task_of(), index=3).specification(terms.round_terms, directory)
+    if index == 60:
+        monkeypatch.setattr(Releases, "check_round", lambda *_: None)
+        offer.specification(terms.round_terms, directory)
+        (share,) = terms.round_terms.releases.noise(index)
+        assert share.sigma < 2e-6 * terms.plan.share_sigma()
 
 
 # --- clips of layers

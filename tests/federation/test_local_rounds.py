@@ -185,7 +185,7 @@ def test_the_noise_of_a_step_is_whole_at_every_site():
 
     It rejects noise of 1/sqrt(3), which would do if it were shared among three sites.
     """
-    settings = config(noise_multiplier=2.0)
+    settings = config(noise_multiplier=2.0, steps=1600, accept_weak=True)
     terms, work = work_of(Quiet(features=10), settings)
     noise = np.concatenate(
         [
