@@ -11,6 +11,7 @@ from pydantic import Field
 
 from secfl.config.adaptive import PercentileLaplaceConfig, QuantileClipConfig
 from secfl.config.base import Section
+from secfl.config.data import DataConfig
 
 __all__ = [
     "FOLDER_DEFAULTS",
@@ -93,33 +94,6 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-class DataConfig(Section):
-    """Where the images are.
-
-    Attributes:
-        source: A folder ``<site>/images``, ``<site>/masks``, or ``phantom``.
-        phantom_images: Images per site of the phantom (train and test together).
-        image_size: Side of the phantom's images, pixels.
-        phantom_target: What is to be found: the deep ``vein`` with any thrombus in it, the ``thrombus`` alone, or
-            all ``tissues`` (skin and fat, muscle, bone, artery, vein).
-        test_fraction: Share of each site's patients kept for the test where there is no ``splits.json``.
-        normalization: Of folder images, inside the field of view: one mean and deviation per image and channel,
-            or ``local`` ones around every pixel, which also removes uneven illumination.
-    """
-
-    source: str = "phantom"
-    phantom_images: int = Field(default=60, ge=8, le=100_000)
-    image_size: int = Field(default=96, ge=32, le=1024)
-    phantom_target: Literal["vein", "thrombus", "tissues"] = "vein"
-    test_fraction: float = Field(default=0.25, gt=0, lt=1)
-    normalization: Literal["zscore", "local"] = "zscore"
-
-    @property
-    def is_phantom(self) -> bool:
-        """Whether the embedded generator makes the images."""
-        return self.source == "phantom"
-
-
 class ModelConfig(Section):
     """What is trained.
 
@@ -163,8 +137,10 @@ class TrainingConfig(Section):
         learning_rate: Peak of the schedule.
         weight_decay: Decoupled weight decay of AdamW.
         schedule: Learning rate over the whole run: constant, or warm-up followed by a cosine.
-        crop: Side of the square training crops, pixels; 0 trains on whole images.
+        crop: Side of the training crops (squares, cubes), pixels; 0 trains on whole images.
         augmentation: Random flips, rotations and intensity changes.
+        foreground_crops: Share of the training crops with a labelled pixel in the middle; by default 0 for pictures
+            and one half for volumes, most of which is background.
         weighting: Equal weights, or weights by training images.
         server: What the server does with the mean update.
         server_learning_rate: Its factor.
@@ -180,6 +156,7 @@ class TrainingConfig(Section):
     schedule: Literal["constant", "cosine"] = "cosine"
     crop: int = Field(default=0, ge=0, le=4096)
     augmentation: Literal["none", "standard", "strong"] = "standard"
+    foreground_crops: float | None = Field(default=None, ge=0, le=1)
     weighting: Weighting = Weighting.EQUAL
     server: ServerOptimizerName = ServerOptimizerName.AVERAGE
     server_learning_rate: float = Field(default=1.0, gt=0, le=100)

@@ -19,7 +19,7 @@ Augmentation: TypeAlias = Literal["none", "standard", "strong"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One training image: ``(channels, h, w)`` float, labels ``(h, w)`` int64, valid ``(h, w)`` float."""
+    """One training image: ``(channels, *spatial)`` float, labels ``(*spatial)`` int64, valid ``(*spatial)`` float."""
 
     image: torch.Tensor
     labels: torch.Tensor
@@ -35,31 +35,69 @@ class Batch:
     valid: torch.Tensor
 
 
-def crop_batch(samples: Sequence[Sample], *, side: int, generator: torch.Generator) -> Batch:
-    """Cut a random square of ``side`` pixels out of every sample; smaller ones are padded, invalid there."""
-    parts = [_crop(sample, side, generator) for sample in samples]
+def crop_batch(
+    samples: Sequence[Sample],
+    *,
+    shape: Sequence[int],
+    generator: torch.Generator,
+    foreground: float = 0.0,
+) -> Batch:
+    """Cut a random box out of every sample; smaller ones are padded, invalid there.
+
+    Args:
+        samples: Images of any size.
+        shape: Pixels of the box along each axis.
+        generator: Draws the places.
+        foreground: Share of boxes whose middle is a labelled pixel, as far as the border allows (MONAI's
+            ``RandCropByPosNegLabel`` with the generator that training has).
+    """
+    parts = [_crop(sample, shape, generator, foreground) for sample in samples]
     return Batch(
         *(torch.stack([getattr(part, key) for part in parts]) for key in ("image", "labels", "valid"))
     )
 
 
-def _crop(sample: Sample, side: int, generator: torch.Generator) -> Sample:
-    height, width = sample.labels.shape
-    if height < side or width < side:
-        pad = (0, max(0, side - width), 0, max(0, side - height))
+def _crop(sample: Sample, shape: Sequence[int], generator: torch.Generator, foreground: float) -> Sample:
+    sides = sample.labels.shape
+    missing = [max(0, wanted - side) for wanted, side in zip(shape, sides, strict=True)]
+    if any(missing):
+        pad = [amount for side in reversed(missing) for amount in (0, side)]
         sample = Sample(*(functional.pad(part, pad) for part in (sample.image, sample.labels, sample.valid)))
-        height, width = sample.labels.shape
-    top = int(torch.randint(height - side + 1, (1,), generator=generator))
-    left = int(torch.randint(width - side + 1, (1,), generator=generator))
-    window = (..., slice(top, top + side), slice(left, left + side))
-    return Sample(sample.image[window], sample.labels[window], sample.valid[window])
+        sides = sample.labels.shape
+    middle = _labelled_pixel(sample, generator) if foreground and _chance(generator) < foreground else None
+    window: list[slice] = []
+    for axis, (wanted, side) in enumerate(zip(shape, sides, strict=True)):
+        if middle is None:
+            start = int(torch.randint(side - wanted + 1, (1,), generator=generator))
+        else:
+            start = min(max(0, middle[axis] - wanted // 2), side - wanted)
+        window.append(slice(start, start + wanted))
+    chosen = (..., *window)
+    return Sample(sample.image[chosen], sample.labels[chosen], sample.valid[chosen])
+
+
+def _chance(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _labelled_pixel(sample: Sample, generator: torch.Generator) -> list[int] | None:
+    labelled = torch.nonzero(sample.labels.flatten(), as_tuple=True)[0]
+    if not len(labelled):
+        return None
+    chosen = int(labelled[torch.randint(len(labelled), (1,), generator=generator)])
+    found: list[int] = []
+    for side in reversed(sample.labels.shape):
+        found.append(chosen % side)
+        chosen //= side
+    return found[::-1]
 
 
 def augment(batch: Batch, *, strength: Augmentation, generator: torch.Generator) -> Batch:
     """Change a batch at random.
 
-    ``standard``: flips and quarter turns; brightness, contrast and gamma per image. ``strong``: also rotation
-    by any angle, zoom by up to a quarter, brightness and contrast per channel, and noise.
+    ``standard``: flips and (pictures) quarter turns; brightness, contrast and gamma per image. ``strong``: also
+    rotation by any angle (volumes: about the axis to the head), zoom by up to a quarter, brightness and contrast
+    per channel, and noise.
     """
     if strength == "none":
         return batch
@@ -71,6 +109,7 @@ def augment(batch: Batch, *, strength: Augmentation, generator: torch.Generator)
 
 def _flip_and_turn(batch: Batch, generator: torch.Generator) -> Batch:
     choices = torch.randint(8, (batch.image.shape[0],), generator=generator).tolist()
+    volume = batch.labels.ndim == 4
     square = batch.image.shape[-1] == batch.image.shape[-2]
 
     def move(part: torch.Tensor, choice: int) -> torch.Tensor:
@@ -78,6 +117,8 @@ def _flip_and_turn(batch: Batch, generator: torch.Generator) -> Batch:
             part = part.flip(-1)
         if choice & 2:
             part = part.flip(-2)
+        if choice & 4 and volume:
+            return part.flip(-3)
         return part.transpose(-1, -2) if choice & 4 and square else part
 
     return Batch(
@@ -117,9 +158,8 @@ def _rotate_and_zoom(batch: Batch, generator: torch.Generator) -> Batch:
     count = batch.image.shape[0]
     angle = _uniform((count,), -torch.pi, torch.pi, generator)
     zoom = _uniform((count,), -0.22, 0.22, generator).exp()
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    zero = torch.zeros(count)
-    matrix = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
+    turn = _turn_of_volume if batch.labels.ndim == 4 else _turn_of_picture
+    matrix = turn(angle.cos() * zoom, angle.sin() * zoom, batch.labels.shape[1:])
     grid = functional.affine_grid(matrix, [count, 1, *batch.labels.shape[1:]], align_corners=False)
     image = functional.grid_sample(batch.image, grid, padding_mode="reflection", align_corners=False)
     masks = torch.stack([batch.labels, batch.valid.to(batch.labels.dtype)], 1).float()
@@ -127,3 +167,16 @@ def _rotate_and_zoom(batch: Batch, generator: torch.Generator) -> Batch:
         masks, grid, mode="nearest", padding_mode="reflection", align_corners=False
     )
     return Batch(image, moved[:, 0].round().long(), moved[:, 1])
+
+
+def _turn_of_picture(cos: torch.Tensor, sin: torch.Tensor, _: Sequence[int]) -> torch.Tensor:
+    zero = torch.zeros_like(cos)
+    return torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)
+
+
+def _turn_of_volume(cos: torch.Tensor, sin: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
+    """About z, whose coordinate comes first in torch's grids; x and y may have unlike sides."""
+    zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+    ratio = sides[0] / sides[1]
+    rows = ([one, zero, zero, zero], [zero, cos, -sin * ratio, zero], [zero, sin / ratio, cos, zero])
+    return torch.stack([torch.stack(row, 1) for row in rows], 1)

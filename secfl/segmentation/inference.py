@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from secfl.segmentation.padding import padded_shape
+
 __all__ = ["TestTimeAugmentation", "predict", "probabilities"]
 
 TestTimeAugmentation: TypeAlias = Literal["none", "flips"]
 
 _WHOLE_IMAGE_SIDE = 1024
+_WHOLE_VOLUME = 128**3
+_WINDOW_OF_VOLUMES = 96
 _BATCH_PIXELS = 256 * 256
 """Per batch. Larger ones leave the processor's cache and take 1.6 times as long for the same images."""
 
@@ -26,6 +31,7 @@ def predict(
     *,
     multiple: int,
     augmentation: TestTimeAugmentation = "none",
+    window: int = 0,
 ) -> list[NDArray[np.uint8]]:
     """The most probable label of every pixel; with two classes that is a threshold of one half.
 
@@ -34,6 +40,8 @@ def predict(
         images: float32, shape ``(channels, *spatial)`` each, any size.
         multiple: Sides of the model's input must be multiples of it.
         augmentation: ``flips`` averages the probabilities over the mirror images.
+        window: Volumes go through the model in overlapping boxes with at most this side, as it was trained; 0:
+            whole, if they are not large. Pictures are cut only beyond 1024 pixels.
 
     Returns:
         uint8, shape ``(*spatial)``, in the order of ``images``.
@@ -41,20 +49,27 @@ def predict(
     found: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(images)
     for chosen in _batches(images):
         batch = torch.from_numpy(np.stack([images[index] for index in chosen]))
-        labels = probabilities(model, batch, multiple=multiple, augmentation=augmentation).argmax(dim=1)
+        found_here = probabilities(model, batch, multiple=multiple, augmentation=augmentation, window=window)
+        labels = found_here.argmax(dim=1)
         for index, result in zip(chosen, labels.to(torch.uint8).cpu().numpy(), strict=True):
             found[index] = result
     return found
 
 
 def probabilities(
-    model: nn.Module, batch: torch.Tensor, *, multiple: int, augmentation: TestTimeAugmentation = "none"
+    model: nn.Module,
+    batch: torch.Tensor,
+    *,
+    multiple: int,
+    augmentation: TestTimeAugmentation = "none",
+    window: int = 0,
 ) -> torch.Tensor:
     """Class probabilities of a batch of whole images, shape ``(batch, classes, *spatial)``."""
     device = next(model.parameters()).device
     batch = batch.to(device)
     sides = batch.shape[2:]
-    pad = [amount for side in reversed(sides) for amount in (0, -side % multiple)]
+    missing = [full - side for full, side in zip(padded_shape(sides, multiple), sides, strict=True)]
+    pad = [amount for side in reversed(missing) for amount in (0, side)]
     padded = functional.pad(batch, pad)
     flips: list[tuple[int, ...]] = [()]
     if augmentation == "flips":
@@ -64,22 +79,34 @@ def probabilities(
     model.eval()
     try:
         with torch.inference_mode():
-            total = sum(_forward(model, padded.flip(flip), multiple).flip(flip) for flip in flips)
+            total = sum(_forward(model, padded.flip(flip), multiple, window).flip(flip) for flip in flips)
     finally:
         model.train(was_training)
     assert isinstance(total, torch.Tensor)
     return (total / len(flips))[(..., *(slice(side) for side in sides))]
 
 
-def _forward(model: nn.Module, batch: torch.Tensor, multiple: int) -> torch.Tensor:
-    if max(batch.shape[2:]) <= _WHOLE_IMAGE_SIDE:
+def _forward(model: nn.Module, batch: torch.Tensor, multiple: int, window: int) -> torch.Tensor:
+    box = _window(tuple(batch.shape[2:]), multiple, window)
+    if box is None:
         return model(batch).softmax(dim=1)
     from monai.inferers.utils import sliding_window_inference
 
-    window = [min(side, _WHOLE_IMAGE_SIDE // 2 // multiple * multiple) for side in batch.shape[2:]]
     return sliding_window_inference(
-        batch, window, 4, lambda part: model(part).softmax(dim=1), overlap=0.25, mode="gaussian"
+        batch, box, 4, lambda part: model(part).softmax(dim=1), overlap=0.25, mode="gaussian"
     )
+
+
+def _window(sides: tuple[int, ...], multiple: int, window: int) -> tuple[int, ...] | None:
+    """The box that slides over an image, or ``None`` for the whole image at once; sides are the padded ones."""
+    if len(sides) == 2:
+        if max(sides) <= _WHOLE_IMAGE_SIDE:
+            return None
+        return tuple(min(side, _WHOLE_IMAGE_SIDE // 2 // multiple * multiple) for side in sides)
+    if not window and math.prod(sides) <= _WHOLE_VOLUME:
+        return None
+    box = padded_shape([min(side, window or _WINDOW_OF_VOLUMES) for side in sides], multiple)
+    return None if box == sides else tuple(min(side, most) for side, most in zip(box, sides, strict=True))
 
 
 def _batches(images: Sequence[NDArray[np.float32]]) -> Iterator[list[int]]:

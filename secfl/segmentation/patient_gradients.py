@@ -24,7 +24,7 @@ from torch.nn import functional
 from secfl.errors import ConfigError
 from secfl.segmentation.augmentation import Sample
 from secfl.segmentation.losses import dice_and_cross_entropy
-from secfl.segmentation.padding import padded_side
+from secfl.segmentation.padding import padded_shape
 
 __all__ = ["Method", "PatientGradients", "refuse_mixing_layers"]
 
@@ -119,9 +119,10 @@ class PatientGradients:
             yield batch
 
     def _pad(self, sample: Sample) -> Sample:
-        margin: list[int] = []
-        for side in reversed(sample.labels.shape):
-            margin += [0, padded_side(side, self._multiple) - side]
+        sides = tuple(sample.labels.shape)
+        wanted = padded_shape(sides, self._multiple)
+        missing = [full - side for full, side in zip(wanted, sides, strict=True)]
+        margin = [amount for side in reversed(missing) for amount in (0, side)]
         return Sample(
             functional.pad(sample.image, margin),
             functional.pad(sample.labels, margin),

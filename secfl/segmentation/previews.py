@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from secfl.segmentation.data.cases import Case
 
-__all__ = ["side_by_side"]
+__all__ = ["axial", "side_by_side"]
+
+_Kind = TypeVar("_Kind", bound=np.generic)
 
 _COLOURS = np.array(
     [[0, 0, 0], [230, 60, 50], [60, 140, 240], [70, 190, 90], [240, 190, 40], [170, 90, 220], [60, 200, 200]],
@@ -16,8 +21,29 @@ _COLOURS = np.array(
 
 
 def side_by_side(case: Case, prediction: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image, the truth and the prediction of a 2-D case: uint8, shape ``(height, 3 * width, 3)``."""
+    """The image, the truth and the prediction: uint8, shape ``(height, 3 * width, 3)``.
+
+    Of a volume it is the slice across the body that holds most of the truth, seen from the feet.
+    """
+    if case.labels.ndim == 3:
+        at = int((case.labels > 0).sum(axis=(0, 1)).argmax())
+        case, prediction = _slice(case, at), axial(prediction[..., at])
     return np.hstack([_shown(case), _coloured(case, case.labels), _coloured(case, prediction)])
+
+
+def axial(plane: NDArray[_Kind]) -> NDArray[_Kind]:
+    """A slice with the axes x and y as rows and columns: the front is up, the patient's right is left."""
+    return np.ascontiguousarray(np.swapaxes(plane, -1, -2)[..., ::-1, ::-1])
+
+
+def _slice(case: Case, at: int) -> Case:
+    return replace(
+        case,
+        image=axial(case.image[..., at]),
+        labels=axial(case.labels[..., at]),
+        valid=None if case.valid is None else axial(case.valid[..., at]),
+        spacing=None,
+    )
 
 
 def _shown(case: Case) -> NDArray[np.uint8]:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from secfl.segmentation.augmentation import Sample
+    from secfl.segmentation.data.folder import Reading
 
-__all__ = ["DEFAULT_PHANTOM_SITES", "SegmentationTask", "build_task", "load_dataset"]
+__all__ = ["DEFAULT_PHANTOM_SITES", "SegmentationTask", "build_task", "load_dataset", "reading_of"]
 
 DEFAULT_PHANTOM_SITES = 3
 _PREVIEWS_PER_SITE = 3
@@ -61,7 +62,7 @@ def load_dataset(config: RunConfig) -> Dataset:
             target=data.phantom_target,
         )
     dataset = read_folder(
-        Path(data.source), test_fraction=data.test_fraction, seed=seed, normalization=data.normalization
+        Path(data.source), test_fraction=data.test_fraction, seed=seed, reading=reading_of(data)
     )
     if config.clients is not None and config.clients != len(dataset.sites):
         raise ConfigError(
@@ -69,6 +70,19 @@ def load_dataset(config: RunConfig) -> Dataset:
             "leave --clients out or make them equal"
         )
     return dataset
+
+
+def reading_of(data: DataConfig) -> Reading:
+    """How the configuration wants files to become cases."""
+    from secfl.segmentation.data.folder import Reading
+    from secfl.segmentation.data.labels import LabelMap
+    from secfl.segmentation.data.preparation import Recipe
+
+    return Reading(
+        recipe=Recipe(normalization=data.normalization, windows=data.windows, spacing=data.spacing),
+        labels=LabelMap.of(data.labels),
+        cache=None if data.cache is None else Path(data.cache),
+    )
 
 
 class SegmentationTask:
@@ -87,7 +101,12 @@ class SegmentationTask:
         self._dataset = dataset
         self._seed = ExperimentSeed(config.seed)
         self._device: torch.device = resolve_device(config.training.device)
-        self._spec = model_spec(config.model, in_channels=dataset.channels, classes=dataset.classes)
+        self._spec = model_spec(
+            config.model,
+            in_channels=dataset.channels,
+            classes=dataset.classes,
+            spatial_dims=dataset.spatial_dims,
+        )
         self._samples: dict[str, list[Sample]] = {}
         model = self._new_model()
         check_model(model, self._spec)
@@ -109,11 +128,11 @@ class SegmentationTask:
     def digest(self) -> bytes:
         """SHA-256 of the settings of data preparation, model and training, the seed and this package's code.
 
-        Left out, because sites may differ in them: where the images are, the device and its threads.
+        Left out, because sites may differ in them: where the images and the cache are, the device and its threads.
         """
         settings = {
             "seed": self._config.seed,
-            "data": self._config.data.model_dump(mode="json", exclude={"source"}),
+            "data": self._config.data.model_dump(mode="json", exclude={"source", "cache"}),
             "model": self._config.model.model_dump(mode="json"),
             "training": self._config.training.model_dump(mode="json", exclude={"device"}),
             "channels": self._dataset.channels,
@@ -253,6 +272,7 @@ class SegmentationTask:
                 [case.image for case in cases],
                 multiple=self._spec.multiple,
                 augmentation=self._config.model.test_time_augmentation,
+                window=self._config.training.crop,
             )
 
 

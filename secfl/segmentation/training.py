@@ -20,13 +20,14 @@ from secfl.errors import ConfigError
 from secfl.segmentation.augmentation import Sample, augment, crop_batch
 from secfl.segmentation.data.cases import Case
 from secfl.segmentation.losses import dice_and_cross_entropy
-from secfl.segmentation.padding import padded_side
+from secfl.segmentation.padding import padded_shape
 
 __all__ = ["Span", "deterministic", "learning_rate_factor", "resolve_device", "samples_of", "train_span"]
 
 _WARM_UP = 0.05
 _FINAL_FACTOR = 0.01
 _GRADIENT_NORM = 1.0
+_FOREGROUND_IN_VOLUMES = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,10 @@ def train_span(
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    side = crop_side(samples, crop=settings.crop, multiple=multiple)
+    shape = crop_shape(samples, crop=settings.crop, multiple=multiple)
+    foreground = settings.foreground_crops
+    if foreground is None:
+        foreground = _FOREGROUND_IN_VOLUMES if len(shape) == 3 else 0.0
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -136,7 +140,7 @@ def train_span(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             chosen = [samples[index] for index in order[step::steps]]
-            batch = crop_batch(chosen, side=side, generator=generator)
+            batch = crop_batch(chosen, shape=shape, generator=generator, foreground=foreground)
             batch = augment(batch, strength=settings.augmentation, generator=generator)
             logits = model(batch.image.to(device))
             loss = dice_and_cross_entropy(logits, batch.labels.to(device), batch.valid.to(device))
@@ -148,8 +152,12 @@ def train_span(
     return loss_of_epoch
 
 
-def crop_side(samples: Sequence[Sample], *, crop: int, multiple: int) -> int:
-    """Side of the training crops: as configured, or the largest image; rounded up to the model's multiple."""
-    largest = max(max(sample.labels.shape) for sample in samples)
-    side = min(crop, largest) if crop else largest
-    return padded_side(side, multiple)
+def crop_shape(samples: Sequence[Sample], *, crop: int, multiple: int) -> tuple[int, ...]:
+    """Size of the training crops: as configured, or the largest image; rounded up to what the model can take.
+
+    Pictures get squares, because they are turned by quarters; volumes boxes, because most are flat.
+    """
+    sides = [max(sizes) for sizes in zip(*(sample.labels.shape for sample in samples), strict=True)]
+    if len(sides) == 2:
+        sides = [max(sides)] * 2
+    return padded_shape([min(crop, side) if crop else side for side in sides], multiple)

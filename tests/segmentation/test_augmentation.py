@@ -26,18 +26,18 @@ def sample(height=24, width=30):
 class TestCrops:
     @pytest.mark.parametrize("side", [8, 16, 24])
     def test_all_parts_are_cut_alike(self, side):
-        batch = crop_batch([sample() for _ in range(16)], side=side, generator=generator())
+        batch = crop_batch([sample() for _ in range(16)], shape=(side, side), generator=generator())
         assert batch.image.shape == (16, 2, side, side)
         assert torch.equal(batch.image[:, 0].long(), batch.labels)
         assert len({tuple(image[1].flatten().tolist()) for image in batch.image}) > 1
 
     def test_every_position_occurs(self):
-        batch = crop_batch([sample(8, 8)] * 400, side=6, generator=generator())
+        batch = crop_batch([sample(8, 8)] * 400, shape=(6, 6), generator=generator())
         corners = {round(float(value), 6) for value in batch.image[:, 1, 0, 0]}
         assert len(corners) == 9
 
     def test_what_is_padded_does_not_count(self):
-        batch = crop_batch([sample(10, 30)], side=16, generator=generator())
+        batch = crop_batch([sample(10, 30)], shape=(16, 16), generator=generator())
         assert batch.valid[0, 10:].sum() == 0
         assert batch.valid[0, :10].sum() > 0
         assert not batch.labels[0, 10:].any()
@@ -45,7 +45,7 @@ class TestCrops:
 
 @pytest.fixture
 def batch():
-    return crop_batch([sample() for _ in range(24)], side=24, generator=generator(4))
+    return crop_batch([sample() for _ in range(24)], shape=(24, 24), generator=generator(4))
 
 
 class TestAugment:

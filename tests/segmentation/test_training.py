@@ -14,7 +14,7 @@ from secfl.segmentation.models import ModelSpec, build_model
 from secfl.segmentation.models.state import state_of
 from secfl.segmentation.training import (
     Span,
-    crop_side,
+    crop_shape,
     deterministic,
     learning_rate_factor,
     resolve_device,
@@ -109,7 +109,7 @@ class TestSchedule:
 class TestCrops:
     @pytest.mark.parametrize(("crop", "expected"), [(0, 48), (24, 24), (25, 28), (400, 48)])
     def test_their_side_fits_the_model_and_the_images(self, samples, crop, expected):
-        assert crop_side(samples, crop=crop, multiple=4) == expected
+        assert crop_shape(samples, crop=crop, multiple=4) == (expected, expected)
 
 
 class TestDevice:

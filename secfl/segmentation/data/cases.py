@@ -73,6 +73,7 @@ class Dataset:
         classes: Number of labels including background.
         class_names: One name per label, ``class_names[0]`` is the background.
         is_phantom: Whether no image shows a person.
+        spatial_dims: 2 for pictures and slices, 3 for volumes.
     """
 
     sites: Mapping[str, SiteData] = field(repr=False)
@@ -80,3 +81,4 @@ class Dataset:
     classes: int
     class_names: tuple[str, ...]
     is_phantom: bool
+    spatial_dims: int = 2

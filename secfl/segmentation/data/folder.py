@@ -1,13 +1,16 @@
 """Folder data: ``DATA/<site>/images/*`` with ``DATA/<site>/masks/*`` of the same stem.
 
-Optional: ``<site>/fov/*`` (where loss and metrics count), and beside the sites ``splits.json`` and
-``patients.csv``. A ``splits.json`` lists every site; an image that it does not list is not used.
-Everything is read and checked at once, before training starts and before anything is written.
+Images are PNG, JPEG, TIFF, NIfTI or DICOM (one file, or a folder that holds one series); masks are pictures, NIfTI
+or DICOM SEG; `secfl.segmentation.data.sources` has the rule that pairs them. Optional: ``<site>/fov/*`` (where loss
+and metrics count), and beside the sites ``splits.json`` and ``patients.csv``. A ``splits.json`` lists every site; an
+image that it does not list is not used. Everything is read and checked at once, before training starts and before
+anything is written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +18,37 @@ from numpy.typing import NDArray
 
 from secfl.errors import ConfigError, DataError
 from secfl.randomness import ExperimentSeed
+from secfl.segmentation.data.cache import CaseCache
 from secfl.segmentation.data.cases import Case, Dataset, SiteData
-from secfl.segmentation.data.normalization import Normalization, normalize
-from secfl.segmentation.data.reading import IMAGE_SUFFIXES, read_binary_mask, read_image
+from secfl.segmentation.data.labels import LabelMap
+from secfl.segmentation.data.preparation import Recipe
+from secfl.segmentation.data.scan import Scan
+from secfl.segmentation.data.sources import KINDS, files_by_stem, read_labels, read_scan
 from secfl.segmentation.data.splits import Split, draw_split, read_patients, read_splits
 from secfl.types import client_id
 
-__all__ = ["read_folder"]
+__all__ = ["Reading", "SiteFiles", "assign_patients", "read_folder", "site_folders"]
 
-_SUFFIXES = "PNG, JPEG or TIFF"
+_FIELD_OF_VIEW = LabelMap()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How files become cases.
+
+    Attributes:
+        recipe: Orientation, resampling and intensities.
+        labels: Which stored values are which class.
+        cache: Where prepared cases are kept; ``None`` keeps them in memory only.
+    """
+
+    recipe: Recipe = field(default_factory=Recipe)
+    labels: LabelMap = field(default_factory=LabelMap)
+    cache: Path | None = None
 
 
 def read_folder(
-    root: Path, *, test_fraction: float, seed: ExperimentSeed, normalization: Normalization
+    root: Path, *, test_fraction: float, seed: ExperimentSeed, reading: Reading | None = None
 ) -> Dataset:
     """Read a data folder completely.
 
@@ -35,20 +56,14 @@ def read_folder(
         root: The folder that holds one folder per site.
         test_fraction: Share of each site's patients kept for the test where ``splits.json`` does not tell.
         seed: Draws the splits that are not given.
-        normalization: How intensities are brought to one scale, see `normalize`.
+        reading: How files become cases.
 
     Raises:
         DataError: One line that names the file or folder and says what was expected.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; expected one that holds <site>/images and <site>/masks")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
-        raise DataError(f"{root}: no site in it; expected folders <site>/images and <site>/masks")
-    files = {_site_name(folder): _SiteFiles(folder) for folder in folders}
-    patients = read_patients(root / "patients.csv") if (root / "patients.csv").exists() else {}
-    patients_of = {name: _patients_of(name, site, patients) for name, site in files.items()}
-    _check_patients(root / "patients.csv", patients_of)
+    reading = reading or Reading()
+    files = site_folders(root)
+    patients_of = assign_patients(root, files)
     splits = read_splits(root / "splits.json") if (root / "splits.json").exists() else {}
     if unknown := sorted(set(splits) - set(files)):
         raise DataError(
@@ -68,59 +83,109 @@ def read_folder(
             split = draw_split(patient_of, test_fraction=test_fraction, seed=seed, site=name)
         sites[name] = SiteData(
             name=name,
-            train=tuple(site.case(stem, patient_of[stem], normalization) for stem in split.train),
-            test=tuple(site.case(stem, patient_of[stem], normalization) for stem in split.test),
+            train=tuple(site.case(stem, patient_of[stem], reading) for stem in split.train),
+            test=tuple(site.case(stem, patient_of[stem], reading) for stem in split.test),
         )
+    dims, channels = _common_shape(files, sites)
     return Dataset(
         sites=sites,
-        channels=_common_channels(files, sites),
-        classes=2,
-        class_names=("background", "foreground"),
+        channels=channels,
+        classes=len(reading.labels.names),
+        class_names=reading.labels.names,
         is_phantom=False,
+        spatial_dims=dims,
     )
 
 
-class _SiteFiles:
-    """The files of one site, paired by stem."""
+def site_folders(root: Path) -> Mapping[str, SiteFiles]:
+    """The files of every site of a data folder, images paired with masks, nothing read yet.
+
+    Raises:
+        DataError: No site, a name that cannot be a client's, or an image or mask without its partner.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected one that holds <site>/images and <site>/masks")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise DataError(f"{root}: no site in it; expected folders <site>/images and <site>/masks")
+    return {_site_name(folder): SiteFiles(folder) for folder in folders}
+
+
+def assign_patients(root: Path, files: Mapping[str, SiteFiles]) -> Mapping[str, Mapping[str, str]]:
+    """Site -> stem -> patient, by ``patients.csv`` where there is one.
+
+    Raises:
+        DataError: A damaged table, or a patient at two sites.
+    """
+    patients = read_patients(root / "patients.csv") if (root / "patients.csv").exists() else {}
+    patients_of = {name: _patients_of(name, site, patients) for name, site in files.items()}
+    _check_patients(root / "patients.csv", patients_of)
+    return patients_of
+
+
+class SiteFiles:
+    """The files of one site, paired by stem.
+
+    Attributes:
+        images: Stem -> image, sorted.
+        masks: Stem -> mask.
+        fields: Stem -> field of view; empty if the site has none.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.images = _by_stem(folder / "images")
-        masks = _by_stem(folder / "masks")
+        self.images = files_by_stem(folder / "images")
+        self.masks = files_by_stem(folder / "masks")
         for stem, image in self.images.items():
-            if stem not in masks:
-                raise DataError(f"{image}: no mask; expected {folder / 'masks' / stem} as {_SUFFIXES}")
-        for stem, mask in masks.items():
+            if stem not in self.masks:
+                raise DataError(f"{image}: no mask; expected {folder / 'masks' / stem} as {KINDS}")
+        for stem, mask in self.masks.items():
             if stem not in self.images:
-                raise DataError(f"{mask}: no image; expected {folder / 'images' / stem} as {_SUFFIXES}")
-        self._masks = masks
-        self._fields: Mapping[str, Path] = {}
+                raise DataError(f"{mask}: no image; expected {folder / 'images' / stem} as {KINDS}")
+        self.fields: Mapping[str, Path] = {}
         if (folder / "fov").is_dir():
-            self._fields = _by_stem(folder / "fov")
+            self.fields = files_by_stem(folder / "fov")
             for stem, image in self.images.items():
-                if stem not in self._fields:
-                    raise DataError(
-                        f"{image}: no field of view; expected {folder / 'fov' / stem} as {_SUFFIXES}"
-                    )
+                if stem not in self.fields:
+                    raise DataError(f"{image}: no field of view; expected {folder / 'fov' / stem} as {KINDS}")
 
-    def case(self, stem: str, patient: str, normalization: Normalization) -> Case:
-        """Read, check and normalise one image with its mask."""
-        image = read_image(self.images[stem])
-        mask = read_binary_mask(self._masks[stem])
-        _check_size(self._masks[stem], mask, self.images[stem], image)
+    def paths(self, stem: str) -> tuple[Path, ...]:
+        """Image, mask and, where there is one, field of view."""
+        view = (self.fields[stem],) if self.fields else ()
+        return (self.images[stem], self.masks[stem], *view)
+
+    def case(self, stem: str, patient: str, reading: Reading) -> Case:
+        """Read, check and prepare one image with its mask, or take it from the cache."""
+        if reading.cache is None:
+            return self._read(stem, patient, reading)
+        cache = CaseCache(reading.cache, settings=repr((reading.recipe, reading.labels)))
+        return cache.case(
+            self.paths(stem), name=stem, patient=patient, make=lambda: self._read(stem, patient, reading)
+        )
+
+    def stored(self, stem: str, labels: LabelMap) -> tuple[Scan, NDArray[np.uint8], NDArray[np.bool_] | None]:
+        """Image, classes and field of view on the stored grid."""
+        scan = read_scan(self.images[stem])
+        classes = read_labels(self.masks[stem], scan, labels)
         valid = None
-        if stem in self._fields:
-            valid = read_binary_mask(self._fields[stem])
-            _check_size(self._fields[stem], valid, self.images[stem], image)
+        if self.fields:
+            valid = read_labels(self.fields[stem], scan, _FIELD_OF_VIEW) > 0
             if not valid.any():
                 raise DataError(
-                    f"{self._fields[stem]}: the field of view is empty; expected some pixels in it"
+                    f"{self.fields[stem]}: the field of view is empty; expected some pixels in it"
                 )
+        return scan, classes, valid
+
+    def _read(self, stem: str, patient: str, reading: Reading) -> Case:
+        scan, classes, valid = self.stored(stem, reading.labels)
+        prepared = reading.recipe.prepare(scan, labels=classes, valid=valid)
+        assert prepared.labels is not None
         return Case(
             name=stem,
             patient=patient,
-            image=normalize(image, valid=valid, method=normalization),
-            labels=mask.astype(np.uint8),
-            valid=valid,
+            image=prepared.image,
+            labels=prepared.labels,
+            valid=prepared.valid,
+            spacing=prepared.spacing,
         )
 
 
@@ -131,38 +196,7 @@ def _site_name(folder: Path) -> str:
         raise DataError(f"{folder}: the folder's name is the client's name: {error}") from None
 
 
-def _by_stem(folder: Path) -> Mapping[str, Path]:
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; expected <site>/images and <site>/masks with {_SUFFIXES} files"
-        )
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            raise DataError(f"{path}: unknown kind of file; expected {_SUFFIXES}")
-        if path.stem in found:
-            raise DataError(f"{path}: same stem as {found[path.stem].name}; expected one file per stem")
-        found[path.stem] = path
-    if not found:
-        raise DataError(f"{folder}: no image in it; expected {_SUFFIXES} files")
-    return found
-
-
-def _check_size(path: Path, mask: NDArray[np.bool_], image_path: Path, image: NDArray[np.float32]) -> None:
-    if mask.shape != image.shape[1:]:
-        raise DataError(
-            f"{path}: {_size(mask.shape)} pixels, but {image_path} has {_size(image.shape[1:])}; "
-            "expected the same size"
-        )
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return "x".join(str(side) for side in reversed(shape))
-
-
-def _patients_of(name: str, site: _SiteFiles, patients: Mapping[str, str]) -> Mapping[str, str]:
+def _patients_of(name: str, site: SiteFiles, patients: Mapping[str, str]) -> Mapping[str, str]:
     """Stem -> patient. Without an entry in the table an image is a patient of its own at its site."""
     return {
         stem: patients.get(f"{name}/{stem}", patients.get(stem, f"{name}/{stem}")) for stem in site.images
@@ -193,13 +227,19 @@ def _check_split(path: Path, name: str, split: Split, patient_of: Mapping[str, s
         )
 
 
-def _common_channels(files: Mapping[str, _SiteFiles], sites: Mapping[str, SiteData]) -> int:
-    first: dict[int, Path] = {}
+def _common_shape(files: Mapping[str, SiteFiles], sites: Mapping[str, SiteData]) -> tuple[int, int]:
+    """Dimensions and channels, the same in every image."""
+    first: dict[tuple[int, int], Path] = {}
     for name, site in sites.items():
         for case in (*site.train, *site.test):
-            first.setdefault(case.image.shape[0], files[name].images[case.name])
+            first.setdefault((case.labels.ndim, case.image.shape[0]), files[name].images[case.name])
     if len(first) > 1:
-        (one, here), (other, there) = list(first.items())[:2]
+        ((dims, one), here), ((others, other), there) = list(first.items())[:2]
+        if dims != others:
+            raise DataError(
+                f"{there}: {_DIMENSIONS[others]}, but {here} is {_DIMENSIONS[dims]}; expected the same in every "
+                "image"
+            )
         raise DataError(
             f"{there}: {_channels(other)}, but {here} has {one}; expected the same number in every image"
         )
@@ -208,3 +248,6 @@ def _common_channels(files: Mapping[str, _SiteFiles], sites: Mapping[str, SiteDa
 
 def _channels(count: int) -> str:
     return "1 channel" if count == 1 else f"{count} channels"
+
+
+_DIMENSIONS = {2: "a picture or single slice", 3: "a volume"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["Normalization", "normalize"]
+__all__ = ["Normalization", "apply_windows", "normalize"]
 
 Normalization: TypeAlias = Literal["zscore", "local"]
 
@@ -47,6 +48,27 @@ def normalize(
         scale = 1.0 / deviation if deviation > _SMALLEST_DEVIATION * max(1.0, abs(mean)) else 0.0
         result[channel] = np.clip(values * scale, -_LARGEST, _LARGEST) * inside
     return result
+
+
+def apply_windows(
+    image: NDArray[np.float32],
+    windows: Sequence[tuple[float, float]],
+    *,
+    valid: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float32]:
+    """Map intervals of an image's units to -1..1, each as a channel, and clip what lies outside them.
+
+    Args:
+        image: float32, shape ``(*spatial)``; for CT in Hounsfield units.
+        windows: Lower and upper end of each interval.
+        valid: The field of view; outside it the result is -1.
+
+    Returns:
+        float32, shape ``(windows, *spatial)``.
+    """
+    channels = [np.clip((image - low) * (2.0 / (high - low)) - 1.0, -1.0, 1.0) for low, high in windows]
+    result = np.stack(channels).astype(np.float32)
+    return result if valid is None else np.where(valid, result, np.float32(-1.0))
 
 
 def _remove_local(values: NDArray[np.float64], inside: NDArray[np.bool_]) -> NDArray[np.float64]:

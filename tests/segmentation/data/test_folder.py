@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -10,11 +12,12 @@ from PIL import Image
 
 from secfl.errors import DataError
 from secfl.randomness import ExperimentSeed
-from secfl.segmentation.data.folder import read_folder
+from secfl.segmentation.data.folder import Reading, read_folder
+from secfl.segmentation.data.labels import LabelMap
 
 
 def read(folder, **settings):
-    chosen = {"test_fraction": 0.25, "seed": ExperimentSeed(0), "normalization": "zscore"} | settings
+    chosen = {"test_fraction": 0.25, "seed": ExperimentSeed(0)} | settings
     return read_folder(folder.root, **chosen)
 
 
@@ -84,13 +87,43 @@ class TestReading:
         for old, new in zip(before.sites["north"].train, after.sites["north"].train, strict=True):
             np.testing.assert_array_equal(old.labels, new.labels)
 
-    def test_an_empty_mask_and_a_constant_image_are_fine(self, folder):
+    def test_an_empty_mask_and_a_constant_channel_are_fine(self, folder):
         save(folder.mask("north", 0), np.zeros((32, 40), np.uint8))
-        save(folder.image("north", 0), np.full((32, 40, 3), 90, np.uint8))
+        pixels = np.full((32, 40, 3), 90, np.uint8)
+        pixels[4:9, :, 1] = 20
+        save(folder.image("north", 0), pixels)
         site = read(folder).sites["north"]
         case = next(case for case in (*site.train, *site.test) if case.name == "north-0")
         assert not case.labels.any()
-        assert not case.image.any()
+        assert not case.image[[0, 2]].any()
+
+    def test_several_classes(self, folder):
+        values = {}
+        for site in ("north", "south", "west"):
+            for number in range(4):
+                mask = np.zeros((32, 40), np.uint8)
+                mask[4:9, 5 : 20 + number], mask[20:25, 3:9], mask[26:28, 3:9] = 7, 40, 200
+                save(folder.mask(site, number), mask)
+                values[f"{site}-{number}"] = mask
+        labels = LabelMap.of({"disc": (40, 200), "cup": (7,)})
+        data = read(folder, reading=Reading(labels=labels))
+        assert (data.classes, data.class_names) == (3, ("background", "disc", "cup"))
+        for site in data.sites.values():
+            for case in (*site.train, *site.test):
+                stored = values[case.name]
+                np.testing.assert_array_equal(case.labels, np.where(stored == 7, 2, stored > 7))
+
+    def test_classes_as_a_palette(self, folder):
+        labels = Reading(labels=LabelMap.of({"a": (1,), "b": (2,)}))
+        for site in ("north", "south", "west"):
+            for number in range(4):
+                mask = np.zeros((32, 40), np.uint8)
+                mask[4:9], mask[9:12] = 1, 2
+                picture = Image.fromarray(mask, mode="P")
+                picture.putpalette([0, 0, 0, 250, 10, 10, 10, 250, 10])
+                picture.save(folder.mask(site, number))
+        case = read(folder, reading=labels).sites["north"].train[0]
+        np.testing.assert_array_equal(case.labels[:, 0], np.repeat([0, 1, 2, 0], [4, 5, 3, 20]))
 
     def test_field_of_view(self, folder):
         view = np.zeros((32, 40), np.uint8)
@@ -279,8 +312,60 @@ class TestBadInput:
             read(folder)
         assert "Jane" not in str(caught.value)
 
+    def test_a_label_of_no_class(self, folder):
+        mask = np.zeros((32, 40), np.uint8)
+        mask[3:5] = 9
+        save(folder.mask("north", 3), mask)
+        reading = Reading(labels=LabelMap.of({"vessel": (255, 1)}))
+        with pytest.raises(DataError, match=r"north-3\.png: labels out of range: 9 belong to no class"):
+            read(folder, reading=reading)
+
+    def test_a_constant_image(self, folder):
+        save(folder.image("north", 0), np.full((32, 40, 3), 90, np.uint8))
+        refused(folder, folder.image("north", 0), "a constant image")
+
+    def test_an_image_that_is_constant_where_it_counts(self, folder):
+        view = np.zeros((32, 40), np.uint8)
+        view[4:28, 4:36] = 255
+        for number in range(4):
+            save(folder.root / "west" / "fov" / f"west-{number}.png", view)
+        pixels = np.full((32, 40, 3), 90, np.uint8)
+        pixels[0] = 3
+        save(folder.image("west", 2), pixels)
+        refused(folder, folder.image("west", 2), "constant image inside its field of view")
+
+    @pytest.mark.parametrize("sides", [(1, 1), (40, 7), (2, 40)])
+    def test_a_tiny_image(self, folder, sides):
+        pixels = np.arange(sides[0] * sides[1] * 3, dtype=np.uint8).reshape(*sides, 3)
+        save(folder.image("north", 0), pixels)
+        save(folder.mask("north", 0), np.zeros(sides, np.uint8))
+        refused(folder, folder.image("north", 0), "expected at least 8 along two axes")
+
+    def test_colours_of_sixteen_bits(self, folder):
+        """Written by hand: Pillow reads such a file, and drops half of every value without a word."""
+        rows = [
+            b"\0" + draw.tobytes() for draw in np.random.default_rng(0).integers(0, 255, (32, 240), np.uint8)
+        ]
+        header = struct.pack(">IIBBBBB", 40, 32, 16, 2, 0, 0, 0)
+        path = folder.image("north", 1)
+        chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
+        path.write_bytes(
+            b"\x89PNG\r\n\x1a\n"
+            + b"".join(
+                struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+                for kind, data in chunks
+            )
+        )
+        with Image.open(path) as image:
+            assert image.mode == "RGB"
+        refused(folder, path, "expected colours of 8 bits, found 16")
+
+    def test_sixteen_bits_of_grey_among_colours(self, folder):
+        save(folder.image("south", 1), np.arange(32 * 40, dtype=np.uint16).reshape(32, 40))
+        refused(folder, f"{folder.image('south', 1)}: 1 channel", "expected the same number")
+
     def test_unequal_channels(self, folder):
-        save(folder.image("south", 1), np.zeros((32, 40), np.uint8))
+        save(folder.image("south", 1), np.eye(32, 40, dtype=np.uint8))
         refused(folder, f"{folder.image('south', 1)}: 1 channel", "expected the same number")
 
     @pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "CMYK"])
