@@ -34,6 +34,8 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "delta": ("privacy", "delta"),
     "noise_multiplier": ("privacy", "noise_multiplier"),
     "clip": ("privacy", "clip"),
+    "ledger_dir": ("privacy", "ledger_dir"),
+    "account_epsilon": ("privacy", "account_epsilon"),
     "accept_weak": ("privacy", "accept_weak"),
     "dp_schedule": ("privacy", "schedule"),
     "sampling_rate": ("privacy", "sampling_rate"),
@@ -124,6 +126,20 @@ def simulate(
     steps: Annotated[
         int | None,
         typer.Option(metavar="T", help="Private steps under --dp patient.", rich_help_panel=_PRIVACY),
+    ] = None,
+    ledger_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="One privacy account per site, shared by all runs on the same patients.",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = None,
+    account_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E", help="Cap of a new account; by default --epsilon.", rich_help_panel=_PRIVACY
+        ),
     ] = None,
     accept_weak: Annotated[
         bool | None,

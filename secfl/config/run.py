@@ -108,6 +108,8 @@ class RunConfig(Section):
         privacy = self.privacy
         if privacy.mode is DpMode.OFF and (privacy.epsilon or privacy.noise_multiplier):
             raise ValueError("--epsilon and --noise-multiplier need --dp client (or patient)")
+        if privacy.account_epsilon is not None and privacy.ledger_dir is None:
+            raise ValueError("--account-epsilon needs --ledger-dir")
         if privacy.mode is not DpMode.OFF:
             if (privacy.epsilon is None) == (privacy.noise_multiplier is None):
                 raise ValueError(

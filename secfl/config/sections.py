@@ -192,6 +192,8 @@ class PrivacyConfig(Section):
         noise_multiplier: Noise standard deviation over sensitivity, instead of a target ε.
         clip: L2 clip norm of one unit's contribution.
         insecure_test_noise: A seed that makes noise reproducible; the ledger then says ``NonPrivate``.
+        ledger_dir: Folder with one privacy account for each site, which several runs on the same patients share.
+        account_epsilon: Cap of accounts that are started there; by default ``epsilon``. It cannot be changed later.
         accept_weak: Run although the aggregator's ε exceeds 20.
         schedule: What is aggregated under ``patient``.
         sampling_rate: q, each patient's chance to take part in a step (``patient``).
@@ -232,6 +234,8 @@ class PrivacyConfig(Section):
     site_weights: Mapping[str, float] | None = None
     quantile_clip: QuantileClipConfig | None = None
     percentile_laplace: PercentileLaplaceConfig | None = None
+    ledger_dir: str | None = Field(default=None, min_length=1)
+    account_epsilon: float | None = Field(default=None, gt=0, le=1e4)
 
 
 FOLDER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

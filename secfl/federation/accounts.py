@@ -11,6 +11,7 @@ from secfl._version import __version__
 from secfl.config import RunConfig
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import LedgerCorrupted, LocalProtocolError
+from secfl.federation.budgets import run_budget
 from secfl.federation.privacy import RunTerms
 from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.federation.rundir import RunDirectory
@@ -19,6 +20,7 @@ from secfl.guarantees import Behaviour, View
 from secfl.ledger.entry import Exposure, KeyCustody, RunHeader
 from secfl.ledger.log import PrivacyLedger
 from secfl.ledger.reader import replay
+from secfl.ledger.site_accounts import SiteAccounts
 from secfl.ledger.state import LedgerState, Reservation
 from secfl.ledger.views import statements
 from secfl.randomness import SystemRng
@@ -63,8 +65,9 @@ class RunAccounts:
         *,
         identities: Sequence[Identity],
         threshold: int,
+        shared: SiteAccounts | None = None,
     ) -> RunAccounts:
-        """Start the ledger of a new run."""
+        """Start the ledger of a new run, which is charged to the sites' shared accounts where there are any."""
         unprotected = [_EVALUATION_ONLY]
         if config.references:
             unprotected.append("local and pooled reference models (evaluation_only, simulation)")
@@ -82,7 +85,7 @@ class RunAccounts:
             relation=None if plan is None else plan.relation,
             delta=None if plan is None else plan.delta,
             plan=None if plan is None else plan.to_dict(),
-            parameters=_parameters(terms),
+            parameters=_parameters(terms, shared),
             digests={
                 "code": hashlib.sha256(join_fields(PROTOCOL_VERSION, __version__.encode())).digest(),
                 "config": config.digest(),
@@ -90,16 +93,26 @@ class RunAccounts:
             },
             public=_PUBLIC,
             unprotected=tuple(unprotected),
+            budget=run_budget(config, terms),
+            account=None if shared is None else shared.identity,
             software=f"secfl {__version__}",
         )
-        ledger = PrivacyLedger.create(run.ledger, header)
+        ledger = PrivacyLedger.create(run.ledger, header, account=shared)
         return cls(ledger, ledger.state, terms=terms, identities=identities)
 
     @classmethod
-    def resume(cls, run: RunDirectory, terms: RunTerms, *, identities: Sequence[Identity]) -> RunAccounts:
+    def resume(
+        cls,
+        run: RunDirectory,
+        terms: RunTerms,
+        *,
+        identities: Sequence[Identity],
+        shared: SiteAccounts | None = None,
+    ) -> RunAccounts:
         """Go on with the ledger of an interrupted run; a closed one can still be read.
 
         Raises:
+            ConfigError: The sites' accounts are not those that the run was charged to.
             LedgerCorrupted: The file is missing or does not verify.
         """
         try:
@@ -109,7 +122,7 @@ class RunAccounts:
         found = replay(content)
         if found.state.closed is not None and not found.fragment:
             return cls(None, found.state, terms=terms, identities=identities)
-        ledger = PrivacyLedger.open(run.ledger)
+        ledger = PrivacyLedger.open(run.ledger, account=shared)
         return cls(ledger, ledger.state, terms=terms, identities=identities)
 
     @property
@@ -177,8 +190,8 @@ class RunAccounts:
         return self._finished_state if self._ledger is None else self._ledger.state
 
 
-def _parameters(terms: RunTerms) -> dict[str, float]:
-    """Codec parameters for people; a bound that is not set is left out."""
+def _parameters(terms: RunTerms, shared: SiteAccounts | None) -> dict[str, Any]:
+    """Codec parameters for people (a bound that is not set is left out), and which accounts are charged."""
     grid, weighting = terms.round_terms.grid, terms.round_terms.weighting
     values = {
         "modulus_bits": terms.round_terms.bits,
@@ -188,7 +201,10 @@ def _parameters(terms: RunTerms) -> dict[str, float]:
         "coordinate_bound": grid.coordinate_bound,
         "largest_weight": 1 if weighting is None else weighting.largest,
     }
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+    stated: dict[str, Any] = {name: value for name, value in values.items() if math.isfinite(value)}
+    if shared is not None:
+        stated["accounts"] = dict(shared.identities)
+    return stated
 
 
 class RoundAccount:

@@ -50,6 +50,7 @@ class Simulation:
     task_factory: str | None = None
     rounds_completed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     adaptive: AdaptiveRun = field(init=False)
     announced: Announcement = field(init=False, default=NOTHING_ANNOUNCED)
 
@@ -89,13 +90,15 @@ class Simulation:
         self._say(self.terms.sentence)
         if scheme is Scheme.PLAIN:
             self._say("plain: the aggregator reads every update; for comparison only")
+        for note in self.notes:
+            self._say(note)
         try:
-            return self._finish(self._rounds())
+            return self._finish(*self._rounds())
         finally:
             self.accounts.release()
 
-    def _rounds(self) -> str:
-        """Round after round; returns why it stopped."""
+    def _rounds(self) -> tuple[str, str]:
+        """Round after round; returns why it stopped, in one word and in a sentence."""
         setting = RunSetting(
             config=self.config,
             run=self.run,
@@ -105,14 +108,14 @@ class Simulation:
             terms=self.terms,
             identities=self.identities,
         )
-        stopped = "all rounds completed"
+        stopped = "completed", "all rounds completed"
         with open_engine(setting) as engine:
             while self.rounds_completed < self.terms.rounds:
                 try:
                     self._round(engine)
                 except BudgetExhausted as refusal:
-                    stopped = f"the privacy budget is spent: {refusal}"
-                    self._say(stopped)
+                    stopped = "budget", f"the privacy budget is spent: {refusal}"
+                    self._say(stopped[1])
                     break
         return stopped
 
@@ -266,7 +269,7 @@ class Simulation:
         for path in sorted(self.run.checkpoints.glob("round-*.safetensors"))[:-2]:
             path.unlink()
 
-    def _finish(self, stopped: str) -> dict[str, Any]:
+    def _finish(self, reason: str, stopped: str) -> dict[str, Any]:
         """References, previews, the final model, the ledger's close and the summary, in this order."""
         config, run = self.config, self.run
         digest = config.digest().hex()
@@ -301,6 +304,7 @@ class Simulation:
             references=found,
             statements=self.accounts.statements(),
             rounds_aborted=self.accounts.aborted,
+            reason=reason,
             stopped=stopped,
         )
         run.write_summary(document)

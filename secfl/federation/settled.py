@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
-from secfl.config import KeyMode, RunConfig, Scheme
-from secfl.dp.accounting import epsilon
+from secfl.config import RunConfig
+from secfl.dp.accounting import Accountant, epsilon
 from secfl.dp.events import PoissonSampled, SelfComposed
 from secfl.dp.integer import SMALLEST_SHARE
 from secfl.dp.plan import PrivacyPlan
@@ -17,6 +18,9 @@ from secfl.types import ClientId
 
 __all__ = ["settled", "settled_by_site"]
 
+_PLANNED_FOR: Final = Behaviour.MALICIOUS
+"""At the threshold's number of survivors, under every scheme: who drops out is up to the aggregator."""
+
 
 def settled(plan: PrivacyPlan, config: RunConfig) -> PrivacyPlan:
     """The plan with its noise.
@@ -26,7 +30,7 @@ def settled(plan: PrivacyPlan, config: RunConfig) -> PrivacyPlan:
     """
     privacy = config.privacy
     if privacy.epsilon is not None:
-        plan = plan.calibrated(privacy.epsilon, behaviour=_planned_for(config))
+        plan = plan.calibrated(privacy.epsilon, behaviour=_PLANNED_FOR, accountant=_accountant(config))
     plan.refuse_if_weak(accept_weak=privacy.accept_weak)
     return plan
 
@@ -69,7 +73,7 @@ def settled_by_site(
         return lambda one: _largest_epsilon(one, noise_of(one), behaviour)
 
     if privacy.epsilon is not None:
-        plan = plan.calibrated_to(privacy.epsilon, reached(_planned_for(config)))
+        plan = plan.calibrated_to(privacy.epsilon, reached(_PLANNED_FOR))
     plan.refuse_if_weak(accept_weak=privacy.accept_weak)
     noise = noise_of(plan)
     narrowest = min(noise.share(index).sigma for index in range(len(sites)))
@@ -93,8 +97,8 @@ def _largest_epsilon(plan: PrivacyPlan, noise: SiteNoise, behaviour: Behaviour) 
     return max(of(site) for site in first_of_weight.values())
 
 
-def _planned_for(config: RunConfig) -> Behaviour:
-    """Malicious, except that one CKKS key in every client does not stand against that at all."""
-    settings = config.secure_agg
-    shared = settings.scheme is Scheme.CKKS and settings.ckks_key is KeyMode.SHARED
-    return Behaviour.CURIOUS if shared else Behaviour.MALICIOUS
+def _accountant(config: RunConfig) -> Accountant:
+    """Rényi where a Rényi filter will decide: an account across runs, or noise that changes from round to round."""
+    privacy = config.privacy
+    filtered = privacy.ledger_dir is not None or privacy.noise_decay != 1
+    return Accountant.RDP if filtered else Accountant.AUTO

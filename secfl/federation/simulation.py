@@ -13,14 +13,16 @@ from secfl.config import DpMode, DpSchedule, RunConfig, check_cohort
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError
 from secfl.federation.accounts import RunAccounts
+from secfl.federation.budgets import admitted_rounds, fitting_terms, open_accounts, reopen_accounts
 from secfl.federation.observer import Observer
-from secfl.federation.privacy import run_terms
+from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.running import Simulation
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.federation.server_optimizer import Adam, ServerOptimizer, server_optimizer
 from secfl.federation.state import count_parameters
 from secfl.federation.work import make_task
+from secfl.ledger.site_accounts import SiteAccounts
 from secfl.randomness import SystemRng
 from secfl.segmentation.task import Task
 from secfl.types import client_id
@@ -53,7 +55,7 @@ def simulate(
 
     Raises:
         ConfigError: A setting or the data cannot be used.
-        PrivacyError: The privacy plan is refused.
+        PrivacyError: The privacy plan is refused, or the account of a site is spent.
         RoundAborted: Too few clients remained, again and again.
     """
     if out.exists():
@@ -61,14 +63,16 @@ def simulate(
     task = task or make_task(config, task_factory)
     state = task.initial_state()
     threshold = _threshold(config, task)
-    terms = run_terms(config, task, parameters=count_parameters(state), threshold=threshold)
-    scheme_for(
-        scheme_spec(config.secure_agg)
-    )  # a library that cannot be loaded is found before anything is written
+    terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
+    # A library that cannot be loaded is found before anything is written.
+    scheme_for(scheme_spec(config.secure_agg))
+    shared, notes = _accounts(config, terms, task, threshold=threshold)
     run = RunDirectory.create(out, config)
     identities = [Identity.generate(site, SystemRng()) for site in task.sites]
     run.keep_identities(identities)
-    accounts = RunAccounts.create(run, config, terms, identities=identities, threshold=threshold)
+    accounts = RunAccounts.create(
+        run, config, terms, identities=identities, threshold=threshold, shared=shared
+    )
     simulation = Simulation(
         config=config,
         run=run,
@@ -81,6 +85,7 @@ def simulate(
         state=state,
         optimizer=_optimizer(config),
         task_factory=task_factory,
+        notes=notes,
     )
     return simulation.run_to_the_end()
 
@@ -105,9 +110,11 @@ def resume(
     task = task or make_task(config, task_factory)
     state = task.initial_state()
     threshold = _threshold(config, task)
-    terms = run_terms(config, task, parameters=count_parameters(state), threshold=threshold)
+    terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
     identities = run.identities()
-    accounts = RunAccounts.resume(run, terms, identities=identities)
+    accounts = RunAccounts.resume(
+        run, terms, identities=identities, shared=reopen_accounts(config, task.sites)
+    )
     simulation = Simulation(
         config=config,
         run=run,
@@ -123,6 +130,21 @@ def resume(
     )
     simulation.go_back_to_checkpoint()
     return simulation.run_to_the_end()
+
+
+def _accounts(
+    config: RunConfig, terms: RunTerms, task: Task, *, threshold: int
+) -> tuple[SiteAccounts | None, list[str]]:
+    """The sites' shared accounts, and what to say about them."""
+    if config.privacy.ledger_dir is None:
+        return None, []
+    accounts = open_accounts(config, terms, task.sites)
+    site, room = admitted_rounds(config, terms, task.sites, accounts, threshold=threshold)
+    if room == terms.rounds:
+        return accounts, []
+    return accounts, [
+        f"the account of {site} admits {room} of {terms.rounds} rounds; the run will stop there"
+    ]
 
 
 def _optimizer(config: RunConfig) -> ServerOptimizer:

@@ -57,6 +57,7 @@ def build(
     references: Mapping[str, Any] | None,
     statements: Sequence[Mapping[str, Any]],
     rounds_aborted: int,
+    reason: str,
     stopped: str,
 ) -> dict[str, Any]:
     """The summary as a JSON tree; see ``summary.schema.json``.
@@ -72,7 +73,8 @@ def build(
         references: Dice of local and pooled models, if they were trained.
         statements: The ledger's rows, one per adversary.
         rounds_aborted: Attempts in which nothing was opened.
-        stopped: Why the run ended.
+        reason: Why the run ended, in one word: ``completed`` or ``budget``.
+        stopped: The same in a sentence.
     """
     parameters = count_parameters(state)
     up = [size for row in rows for size in row["bytes_up"].values()]
@@ -99,6 +101,7 @@ def build(
         "rounds_planned": terms.rounds,
         "rounds_completed": len(rows),
         "rounds_aborted": rounds_aborted,
+        "stopped": reason,
         "stopped_because": stopped,
         "sites": list(sites),
         "evaluation_only": evaluation,

@@ -17,6 +17,7 @@ from secfl.ledger.events import (
     event_from_plan,
 )
 from secfl.ledger.log import PrivacyLedger
+from secfl.ledger.site_accounts import SiteAccounts
 from secfl.ledger.state import Reservation
 from secfl.ledger.statement import Statement
 from secfl.ledger.verify import Verdict, verify_file
@@ -38,6 +39,7 @@ __all__ = [
     "Reservation",
     "RunHeader",
     "Sampling",
+    "SiteAccounts",
     "SiteNoise",
     "Statement",
     "Verdict",

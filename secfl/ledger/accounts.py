@@ -172,11 +172,34 @@ class Account:
             ConfigError: Another process holds the account for longer than a minute.
             LedgerCorrupted: The file does not verify.
         """
+        with self.held(
+            charge, run_id=run_id, round_id=round_id, attempt=attempt, spec_digest=spec_digest
+        ) as write:
+            write()
+            yield
+
+    @contextmanager
+    def held(
+        self, charge: Charge, *, run_id: bytes, round_id: int, attempt: int, spec_digest: bytes
+    ) -> Iterator[Callable[[], None]]:
+        """`charged` in two steps, for several accounts at once: check and hold, then write when called.
+
+        Yields:
+            A function that writes the charge; nothing is charged before.
+        """
         with LedgerFile(self._path, wait_seconds=_WAIT_SECONDS) as file:
             meter = self._refresh(file)
             known = self._by_key.get((run_id, round_id, attempt))
+            if known is not None and known != spec_digest:
+                raise LocalProtocolError(
+                    f"round {round_id}, attempt {attempt}: charged to the account with another specification"
+                )
             if known is None:
                 meter.require(charge)
+
+            def write() -> None:
+                if known is not None:
+                    return
                 body = {
                     "run_id": run_id.hex(),
                     "round": round_id,
@@ -188,11 +211,32 @@ class Account:
                 line = self._encode("charge", body)
                 file.append(line + b"\n")
                 self._applied(line)
-            elif known != spec_digest:
-                raise LocalProtocolError(
-                    f"round {round_id}, attempt {attempt}: charged to the account with another specification"
-                )
+
+            yield write
+
+    @contextmanager
+    def charging(
+        self,
+        cost: Callable[[Budget], Charge],
+        *,
+        run_id: bytes,
+        round_id: int,
+        attempt: int,
+        spec_digest: bytes,
+    ) -> Iterator[None]:
+        """`charged` with what the attempt costs the adversary of this account's budget."""
+        charge = cost(self.budget)
+        with self.charged(charge, run_id=run_id, round_id=round_id, attempt=attempt, spec_digest=spec_digest):
             yield
+
+    def room(self, charge: Charge, most: int) -> int:
+        """How many such attempts the account still admits, counted up to ``most``.
+
+        Raises:
+            LedgerCorrupted: The file does not verify.
+        """
+        with LedgerFile(self._path, wait_seconds=_WAIT_SECONDS) as file:
+            return self._refresh(file).room(charge, most)
 
     def reading(self) -> AccountReading:
         """How the account stands now.

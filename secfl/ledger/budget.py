@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from secfl.dp.accounting import Relation, epsilon
 from secfl.dp.events import DpEvent, Gaussian, NoOp, SelfComposed
@@ -21,6 +21,8 @@ from secfl.errors import BudgetExhausted, ConfigError, UnsupportedEvent
 from secfl.guarantees import Behaviour
 
 __all__ = ["Budget", "Charge", "Meter", "suggested_order"]
+
+_SUGGESTED: Final = tuple(range(2, 257))
 
 
 def suggested_order(epsilon: float, delta: float, *, planned: DpEvent | None = None) -> int:
@@ -32,12 +34,12 @@ def suggested_order(epsilon: float, delta: float, *, planned: DpEvent | None = N
         planned: What is expected to be released; by default Gaussians without sampling. Sampled releases
             with little noise need a smaller order.
     """
-    event = Gaussian(1.0) if planned is None else planned
+    curve = rdp_curve(Gaussian(1.0) if planned is None else planned, _SUGGESTED)
 
     def releases(order: int) -> float:
-        return (epsilon - _conversion(order, delta)) / max(_divergence(event, order), 1e-300)
+        return (epsilon - _conversion(order, delta)) / max(curve[order], 1e-300)
 
-    return max(range(2, 257), key=releases)
+    return max(_SUGGESTED, key=releases)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,21 +133,39 @@ class Meter:
             BudgetExhausted: It would exceed the budget.
             UnsupportedEvent: The budget has no Rényi order, and this is another mechanism than before.
         """
-        if self._budget.order is not None:
-            fits = self._fits_filter(charge, self._budget.order)
-        else:
-            if any(other != charge for other, count in self._counts.items() if count):
-                raise UnsupportedEvent(
-                    "budget: this release uses another mechanism than those before; a budget for changing "
-                    "mechanisms needs a Rényi order fixed at the start"
-                )
-            fits = self._fits_repeated(charge, self._counts.get(charge, 0) + 1)
-        if not fits:
+        if not self._fits_more(charge, 1):
+            colluders = self._budget.colluders
             raise BudgetExhausted(
                 f"budget: one more release would exceed epsilon {self._budget.epsilon:g} at delta "
-                f"{self._budget.delta:g} for {self._budget.adversary.value} aggregator and "
-                f"{self._budget.colluders} colluders"
+                f"{self._budget.delta:g} against a {self._budget.adversary.value} aggregator with "
+                f"{colluders} colluder{'' if colluders == 1 else 's'}"
             )
+
+    def room(self, charge: Charge, most: int) -> int:
+        """How many more releases like this one fit, counted up to ``most``.
+
+        Raises:
+            UnsupportedEvent: As for `require`.
+        """
+        if isinstance(charge.event, NoOp) or self._fits_more(charge, most):
+            return most
+        low, high = 0, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._fits_more(charge, middle) else (low, middle)
+        return low
+
+    def _fits_more(self, charge: Charge, count: int) -> bool:
+        if isinstance(charge.event, NoOp):
+            return True
+        if self._budget.order is not None:
+            return self._fits_filter(charge, self._budget.order, count)
+        if any(other != charge for other, done in self._counts.items() if done):
+            raise UnsupportedEvent(
+                "budget: this release uses another mechanism than those before; a budget for changing "
+                "mechanisms needs a Rényi order fixed at the start"
+            )
+        return self._fits_repeated(charge, self._counts.get(charge, 0) + count)
 
     def _rest(self, error: float) -> float:
         """What sampler and cryptography leave of δ."""
@@ -153,11 +173,11 @@ class Meter:
             return 0.0 if error else self._budget.delta
         return self._budget.delta - (1 + math.exp(self._budget.epsilon)) * error
 
-    def _fits_filter(self, charge: Charge, order: int) -> bool:
-        rest = self._rest(self._error + charge.error)
+    def _fits_filter(self, charge: Charge, order: int, count: int) -> bool:
+        rest = self._rest(self._error + count * charge.error)
         if rest <= 0:
             return False
-        total = self._divergence + _divergence(charge.event, order)
+        total = self._divergence + count * _divergence(charge.event, order)
         return total + _conversion(order, rest) <= self._budget.epsilon
 
     def _fits_repeated(self, charge: Charge, count: int) -> bool:

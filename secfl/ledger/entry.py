@@ -92,7 +92,8 @@ class RunHeader:
         public: What is public on purpose, one sentence each.
         unprotected: What was used or shown without protection, one sentence each.
         budget: Reservations beyond it are refused; ``None`` for no budget.
-        account: Identity of the account that this run is charged to, 16 bytes in hexadecimal, or ``None``.
+        account: Identity of the account (or of all sites' accounts) that this run is charged to, 16 bytes in
+            hexadecimal, or ``None``.
         software: Name and version of the writer.
     """
 

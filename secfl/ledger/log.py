@@ -36,6 +36,7 @@ from secfl.ledger.entry import (
 )
 from secfl.ledger.events import Event
 from secfl.ledger.sights import sampler_error
+from secfl.ledger.site_accounts import SiteAccounts
 from secfl.ledger.state import LedgerState, Reservation, Terms, check_terms
 from secfl.ledger.statement import Statement
 from secfl.ledger.storage import LedgerFile
@@ -58,7 +59,12 @@ class PrivacyLedger:
     """
 
     def __init__(
-        self, file: LedgerFile, state: LedgerState, *, account: Account | None, clock: Callable[[], str]
+        self,
+        file: LedgerFile,
+        state: LedgerState,
+        *,
+        account: Account | SiteAccounts | None,
+        clock: Callable[[], str],
     ) -> None:
         self._file = file
         self._state = state
@@ -73,7 +79,7 @@ class PrivacyLedger:
         path: Path | str,
         header: RunHeader,
         *,
-        account: Account | None = None,
+        account: Account | SiteAccounts | None = None,
         clock: Callable[[], str] = utc_now,
     ) -> PrivacyLedger:
         """Start the ledger of a new run.
@@ -81,7 +87,7 @@ class PrivacyLedger:
         Args:
             path: The file.
             header: What holds for the whole run; names the account, if there is one.
-            account: Every reservation is charged to it first, across runs.
+            account: Every reservation is charged to it (or to each site's) first, across runs.
             clock: Gives the time of entries.
 
         Raises:
@@ -107,7 +113,7 @@ class PrivacyLedger:
         path: Path | str,
         header: RunHeader | None = None,
         *,
-        account: Account | None = None,
+        account: Account | SiteAccounts | None = None,
         clock: Callable[[], str] = utc_now,
     ) -> PrivacyLedger:
         """Go on with a ledger, after a clean stop or a crash; with a header, create it when it is missing.
@@ -221,8 +227,8 @@ class PrivacyLedger:
         if self._account is None:
             yield
         else:
-            with self._account.charged(
-                planned_charge(terms, self._account.budget),
+            with self._account.charging(
+                lambda budget: planned_charge(terms, budget),
                 run_id=header.run_id,
                 round_id=round_id,
                 attempt=attempt,

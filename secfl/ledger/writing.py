@@ -14,6 +14,7 @@ from secfl.ledger.canonical import canonical, parse_line
 from secfl.ledger.entry import GENESIS, Entry, EntryType, RunHeader, encode_entry
 from secfl.ledger.reader import read_entry, replay
 from secfl.ledger.sights import releases
+from secfl.ledger.site_accounts import SiteAccounts
 from secfl.ledger.state import LedgerState
 from secfl.ledger.storage import LedgerFile
 from secfl.ledger.views import planned_charge
@@ -21,7 +22,7 @@ from secfl.ledger.views import planned_charge
 __all__ = ["check_account", "check_resumable", "make_entry", "meter_of", "recover"]
 
 
-def check_account(header: RunHeader, account: Account | None) -> None:
+def check_account(header: RunHeader, account: Account | SiteAccounts | None) -> None:
     """Refuse a header and an account that do not belong together (`ConfigError`)."""
     stated, given = header.account, None if account is None else account.identity
     if stated != given:
