@@ -168,7 +168,11 @@ class TestManifest:
         with pytest.raises(ConfigError, match="each once"):
             Manifest.from_json(value)
 
-    @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format_version": 1, "members": 3}', b"\xff"])
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"[]", b"{}", b'{"format_version": 1, "members": 3}', b"\xff", b"[" * 100_000],
+        ids=lambda content: repr(content[:20]),
+    )
     def test_what_is_no_manifest(self, tmp_path, content):
         path = tmp_path / "m.json"
         path.write_bytes(content)
