@@ -10,7 +10,7 @@ from secfl.federation.checkpoint import Checkpoint, load, store
 from secfl.federation.rundir import RunDirectory
 from secfl.segmentation.task import SiteMetrics, State, Task
 
-__all__ = ["by_site", "evaluate", "references", "write_previews"]
+__all__ = ["by_class", "by_site", "evaluate", "references", "write_previews"]
 
 _PREVIEWS_PER_SITE = 3
 
@@ -22,10 +22,23 @@ def evaluate(task: Task, state: State) -> dict[str, SiteMetrics]:
 
 def by_site(metrics: Mapping[str, SiteMetrics], name: str) -> dict[str, Any]:
     """One metric as ``{"mean", "per_site"}``; the mean is over the sites that have a value."""
-    values = {site: getattr(row, name) for site, row in metrics.items()}
+    return mean_over_sites({site: getattr(row, name) for site, row in metrics.items()})
+
+
+def mean_over_sites(values: Mapping[str, float | None]) -> dict[str, Any]:
+    """``{"mean", "per_site"}`` of one value per site; the mean is over the sites that have one."""
     present = [value for value in values.values() if value is not None]
     rounded = {site: None if value is None else round(float(value), 6) for site, value in values.items()}
     return {"mean": round(sum(present) / len(present), 6) if present else None, "per_site": rounded}
+
+
+def by_class(metrics: Mapping[str, SiteMetrics]) -> dict[str, Any]:
+    """Dice of every foreground class as ``{class: {"mean", "per_site"}}``; empty where the task gives none."""
+    names = dict.fromkeys(name for row in metrics.values() for name in row.dice_by_class)
+    return {
+        name: mean_over_sites({site: row.dice_by_class.get(name) for site, row in metrics.items()})
+        for name in names
+    }
 
 
 def references(

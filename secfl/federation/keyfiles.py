@@ -345,7 +345,7 @@ def _read(path: Path) -> bytes:
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         value = json.loads(_read(path))
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ConfigError(f"{path}: expected a JSON file written by secfl keys") from None
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path}: expected a JSON object written by secfl keys")

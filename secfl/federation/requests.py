@@ -46,15 +46,6 @@ _HEAD: Final = len(_MAGIC) + 1
 _MOST_FIELDS: Final = 256
 _MOST_TEXT: Final = 4096
 _HASH: Final = 32
-_MALFORMED: Final = (
-    ValueError,
-    TypeError,
-    ArithmeticError,  # a number that no float holds
-    RecursionError,  # deeply nested JSON
-    struct.error,
-    ConfigError,
-)
-"""What reading a peer's bytes may cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +194,7 @@ def decode_request(data: bytes, *, peer: str, most_bytes: int) -> Request:
                     checkpoint=Checkpoint.from_json(_object(body)),
                     proof=tuple(_exactly(one, _HASH) for one in proof),
                 )
-    except _MALFORMED as error:
+    except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(peer, f"malformed request ({type(error).__name__})") from None
     raise RemoteProtocolError(peer, f"request of unknown kind {kind}")
 
@@ -234,7 +225,7 @@ def decode_reply(data: bytes, *, peer: str, most_bytes: int) -> Reply:
             case 69:
                 (value,) = parts
                 return Signature(value=_exactly(value, 64))
-    except _MALFORMED as error:
+    except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(peer, f"malformed reply ({type(error).__name__})") from None
     raise RemoteProtocolError(peer, f"reply of unknown kind {kind}")
 

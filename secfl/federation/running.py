@@ -213,9 +213,7 @@ class Simulation:
         )
         row: dict[str, Any] = {
             "round": index,
-            "evaluation_only": (
-                {name: evaluation.by_site(metrics, name) for name in summary.METRICS} if evaluated else None
-            ),
+            "evaluation_only": summary.evaluation_only(metrics) if evaluated else None,
             "survivors": list(outcome.survivors),
             "dropped": list(dropped),
             "bytes_up": dict(sorted(carriage.bytes_up.items())),

@@ -11,7 +11,7 @@ import numpy as np
 from secfl._version import __version__
 from secfl.config import RunConfig
 from secfl.federation.coordinator import RoundOutcome
-from secfl.federation.evaluation import by_site
+from secfl.federation.evaluation import by_class, by_site
 from secfl.federation.local_work import LocalReport
 from secfl.federation.observer import Times
 from secfl.federation.privacy import RunTerms
@@ -20,7 +20,7 @@ from secfl.federation.schemes import key_mode_name
 from secfl.federation.state import count_parameters, state_digest
 from secfl.segmentation.task import SiteMetrics, State
 
-__all__ = ["METRICS", "build", "encoding_error"]
+__all__ = ["METRICS", "build", "encoding_error", "evaluation_only"]
 
 METRICS = ("dice", "iou", "accuracy", "balanced_accuracy", "hd95")
 
@@ -43,6 +43,14 @@ def encoding_error(outcome: RoundOutcome, reports: Mapping[str, LocalReport]) ->
         exact += report.update.values.astype(np.float64) * (report.weight / total)
     norm = float(np.linalg.norm(exact))
     return float(np.linalg.norm(outcome.mean - exact)) / norm if norm else 0.0
+
+
+def evaluation_only(metrics: Mapping[str, SiteMetrics]) -> dict[str, Any]:
+    """Every metric by site, and Dice by class; no deployment may publish these without an event."""
+    found: dict[str, Any] = {name: by_site(metrics, name) for name in METRICS}
+    if classes := by_class(metrics):
+        found["dice_by_class"] = classes
+    return found
 
 
 def build(
@@ -83,7 +91,7 @@ def build(
     protection = seconds.protect + seconds.aggregate + seconds.open
     working = seconds.train + protection
     privacy = config.privacy
-    evaluation: dict[str, Any] = {name: by_site(metrics, name) for name in METRICS}
+    evaluation = evaluation_only(metrics)
     if references is not None:
         evaluation["references"] = dict(references)
     by_round = {str(row["round"]): list(row["dropped"]) for row in rows if row["dropped"]}

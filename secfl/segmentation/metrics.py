@@ -24,16 +24,20 @@ __all__ = ["measure"]
 
 
 def measure(
-    cases: Sequence[Case], predictions: Sequence[NDArray[np.uint8]], *, classes: int = 2
+    cases: Sequence[Case],
+    predictions: Sequence[NDArray[np.uint8]],
+    *,
+    class_names: Sequence[str] = ("background", "foreground"),
 ) -> SiteMetrics:
     """Compare predicted with true labels.
 
     Args:
         cases: The test cases, at least one.
         predictions: uint8, one per case, of the shape of its labels.
-        classes: Labels including background.
+        class_names: One name per label, the background's first.
     """
-    dice: list[float] = []
+    classes = len(class_names)
+    dice: list[NDArray[np.float64]] = []
     iou: list[float] = []
     hd95: list[float] = []
     empty = 0
@@ -58,6 +62,7 @@ def measure(
         hd95=float(np.mean(hd95)) if hd95 else None,
         empty_cases=empty,
         cases=len(cases),
+        dice_by_class=dict(zip(class_names[1:], map(float, np.mean(dice, axis=0)), strict=True)),
     )
 
 
@@ -76,10 +81,13 @@ def _one_hot(
     )
 
 
-def _dice(predicted: torch.Tensor, truth: torch.Tensor) -> float:
+def _dice(predicted: torch.Tensor, truth: torch.Tensor) -> NDArray[np.float64]:
+    """Dice of one case, shape ``(classes - 1,)``."""
     from monai.metrics.meandice import compute_dice
 
-    return float(compute_dice(predicted, truth, include_background=True, ignore_empty=False).mean())
+    found = compute_dice(predicted, truth, include_background=True, ignore_empty=False)
+    values: NDArray[np.float64] = found[0].numpy().astype(np.float64)
+    return values
 
 
 def _iou(predicted: torch.Tensor, truth: torch.Tensor) -> float:

@@ -219,7 +219,7 @@ class SegmentationTask:
         predictions = self._predict(cases, state)
         # Single masks are too small for threads to be worth their synchronisation.
         with deterministic(1):
-            return measure(cases, predictions, classes=self._dataset.classes)
+            return measure(cases, predictions, class_names=self._dataset.class_names)
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:
         """The first few test cases with prediction."""

@@ -41,6 +41,7 @@ class SiteMetrics:
             cases where both masks are non-empty; ``None`` when there is none.
         empty_cases: Cases in which truth or prediction is empty.
         cases: Number of test cases.
+        dice_by_class: Mean Dice over cases of every foreground class, by its name.
     """
 
     dice: float
@@ -51,6 +52,7 @@ class SiteMetrics:
     hd95: float | None
     empty_cases: int
     cases: int
+    dice_by_class: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,16 @@ def test_outside_the_field_of_view_nothing_counts():
 def test_several_classes_are_averaged():
     truth = square(2, 2) + 2 * square(12, 12)
     prediction = square(2, 2)
-    found = measure([case(truth)], [prediction], classes=3)
+    found = measure([case(truth)], [prediction], class_names=("background", "first", "second"))
     assert found.dice == pytest.approx(0.5)
     assert found.empty_cases == 1
     assert found.foreground_fraction == pytest.approx(72 / 576)
+
+
+def test_each_class_has_its_own_dice():
+    truth = square(2, 2) + 2 * square(12, 12)
+    prediction = square(2, 2) + 2 * square(15, 12)
+    found = measure([case(truth)], [prediction], class_names=("background", "bone", "vein"))
+    assert found.dice_by_class == {"bone": pytest.approx(1.0), "vein": pytest.approx(0.5)}
+    two = measure([case(truth), case(truth)], [prediction, truth], class_names=("background", "bone", "vein"))
+    assert two.dice_by_class["vein"] == pytest.approx(0.75)

@@ -9,7 +9,7 @@ blood 110 to 220, cortical bone 1000 and more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -269,6 +269,8 @@ def make_phantom_dataset(
     test_fraction: float,
     seed: ExperimentSeed,
     target: Target = "vein",
+    slices_per_patient: int = SLICES_PER_PATIENT,
+    scanners: Sequence[Scanner] | None = None,
 ) -> Dataset:
     """The embedded default task: find the deep vein, thrombus included, or another target.
 
@@ -279,16 +281,26 @@ def make_phantom_dataset(
         test_fraction: Share of each site's patients kept for the test.
         seed: Draws sites, patients and noise.
         target: Which tissues make up the classes.
+        slices_per_patient: Consecutive images of one patient.
+        scanners: One per site; by default drawn from the seed.
     """
     class_of = _class_of_tissue(target)
     digits = len(str(sites))
     made: dict[str, SiteData] = {}
     for index in range(sites):
         name = client_id(f"clinic-{index + 1:0{digits}d}")
-        scanner = scanner_of_site(index, seed)
+        scanner = scanner_of_site(index, seed) if scanners is None else scanners[index]
         cases = {}
         for number in range(images_per_site):
-            case = _case(scanner, index=index, number=number, size=size, seed=seed, class_of=class_of)
+            case = _case(
+                scanner,
+                index=index,
+                number=number,
+                slices=slices_per_patient,
+                size=size,
+                seed=seed,
+                class_of=class_of,
+            )
             cases[case.name] = case
         split = draw_split(
             {case.name: case.patient for case in cases.values()},
@@ -317,17 +329,18 @@ def _case(
     *,
     index: int,
     number: int,
+    slices: int,
     size: int,
     seed: ExperimentSeed,
     class_of: NDArray[np.uint8],
 ) -> Case:
-    patient, part = divmod(number, SLICES_PER_PATIENT)
+    patient, part = divmod(number, slices)
     noise = seed.generator(f"phantom/slice/{index}/{number}")
     phantom = make_phantom(
         scanner,
         size=size,
         anatomy=seed.generator(f"phantom/patient/{index}/{patient}"),
-        slice_position=(part + noise.uniform(0.1, 0.9)) / SLICES_PER_PATIENT,
+        slice_position=(part + noise.uniform(0.1, 0.9)) / slices,
         noise=noise,
     )
     low, high = CT_WINDOW

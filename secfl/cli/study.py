@@ -1,0 +1,164 @@
+"""``secfl study``: published claims about secfl itself, each measured again by one resumable command."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from secfl.studies.jobs import Job, Listener
+
+__all__ = ["app"]
+
+_INTERRUPTED = 130
+
+app = typer.Typer(help="Studies, each one resumable command.", no_args_is_help=True)
+
+
+class PresetName(StrEnum):
+    """Size of a study."""
+
+    SMOKE = "smoke"
+    FULL = "full"
+
+
+@app.callback()
+def _study() -> None:
+    """Studies, each one resumable command."""
+
+
+@app.command("dp-curve")
+def dp_curve(
+    preset: Annotated[
+        PresetName,
+        typer.Option(help="full: the published figures; smoke: a minute, figures without meaning."),
+    ] = PresetName.FULL,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the figures go.")] = Path("runs/dp-curve"),
+    runs: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where run directories are kept; again: goes on with them.")
+    ] = Path("runs"),
+    processes: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Runs at once.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing but errors.")] = False,
+) -> None:
+    """Dice without noise and at ε = 8 and 2: secure aggregation, local noise, pooled DP-SGD, public pre-training.
+
+    Three phantom clinics, every patient protected. Interrupted, the same command goes on where it was.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from secfl.studies.dp_curve import preset_named
+    from secfl.studies.dp_curve_study import run_study
+    from secfl.studies.dp_curve_tables import markdown
+
+    command = shlex.join(["secfl", "study", "dp-curve", "--preset", preset.value, "--out", str(out)])
+    try:
+        with _listener(quiet=quiet) as listener:
+            document = run_study(
+                preset_named(preset.value),
+                out=out,
+                runs=runs,
+                processes=processes,
+                listener=listener,
+                estimate=lambda left, minutes: (
+                    None
+                    if quiet
+                    else typer.echo(
+                        f"{left} runs left, about {minutes:g} minutes with {processes} at once", err=True
+                    )
+                ),
+                command=command,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; the same command goes on: {command}", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, allow_nan=False))
+    elif not quiet:
+        typer.echo(markdown(document))
+        typer.echo(f"figures: {out}", err=True)
+
+
+class _Silent:
+    def began(self, rounds: int, runs: int) -> None:
+        """Say nothing."""
+
+    def moved(self, rounds: int) -> None:
+        """Say nothing."""
+
+    def finished(self, job: Job) -> None:
+        """Say nothing."""
+
+
+class _Lines:
+    """One line per finished run, for logs and pipes."""
+
+    def began(self, rounds: int, runs: int) -> None:
+        """Say how much there is."""
+        typer.echo(f"{runs} runs of {rounds} rounds together", err=True)
+
+    def moved(self, rounds: int) -> None:
+        """Nothing: a log needs no bar."""
+
+    def finished(self, job: Job) -> None:
+        """Say which."""
+        typer.echo(f"finished {job.name}", err=True)
+
+
+@contextlib.contextmanager
+def _listener(*, quiet: bool) -> Iterator[Listener]:
+    if quiet:
+        yield _Silent()
+    elif not sys.stderr.isatty():
+        yield _Lines()
+    else:
+        with _bar() as listener:
+            yield listener
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Listener]:
+    """One bar over the rounds of all runs."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    progress = Progress(
+        TextColumn("rounds"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[runs]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True, highlight=False),
+    )
+    with progress:
+        yield _Bar(progress)
+
+
+class _Bar:
+    """Moves the bar, and says which runs have finished."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("rounds", total=None, runs="")
+
+    def began(self, rounds: int, runs: int) -> None:
+        """Set the bar's length."""
+        self._progress.update(self._task, total=rounds, runs=f"{runs} runs")
+
+    def moved(self, rounds: int) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=rounds)
+
+    def finished(self, job: Job) -> None:
+        """Say which, above the bar."""
+        self._progress.console.print(f"finished {job.name}")

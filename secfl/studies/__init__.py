@@ -1,0 +1,1 @@
+"""Studies: each a published claim about secfl's own behaviour, measured by one resumable command."""
