@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup simulate dp-curve test test-slow check format bench readme figures constraints peers docs clean
+.PHONY: help setup simulate dp-curve test test-slow test-flower check format bench readme figures constraints peers docs clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test: setup ## The fast tests (under 10 minutes on 2 cores)
 
 test-slow: setup ## The slow tests; SECFL_TEST_DATA names a folder with real images
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
+
+test-flower: setup ## The tests that need Flower, which this installs (extra flower)
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[flower]"
+	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python -m pytest -n 0 --timeout 1800 tests/federation/test_flower.py
 
 check: setup ## Lint, format, types, import contracts, spelling; all of them, whatever fails
 	@failed=0; for step in "ruff check ." "ruff format --check ." mypy "lint-imports --no-logo" codespell; do \

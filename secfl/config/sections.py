@@ -62,6 +62,8 @@ class Engine(StrEnum):
     """Objects of one process."""
     MULTIPROCESS = "multiprocess"
     """One process for each site, on this host."""
+    FLOWER = "flower"
+    """Flower's simulation engine (extra ``flower``)."""
 
 
 class ServerOptimizerName(StrEnum):

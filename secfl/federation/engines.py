@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from secfl.config import Engine, RunConfig
 from secfl.crypto.identity import Directory, Identity
+from secfl.errors import ConfigError
 from secfl.federation.client import RoundClient, SiteClient
 from secfl.federation.driver import Driver, Record
 from secfl.federation.exchange import Deadlines, Exchange, ExchangeDriver, RemoteSite
@@ -78,6 +80,26 @@ def open_engine(setting: RunSetting) -> Iterator[RoundEngine]:
                 rng=SystemRng(),
             ) as processes:
                 yield _Remote(setting, processes, most_bytes=most_bytes)
+        case Engine.FLOWER:
+            with _flower(setting) as exchange:
+                names = tuple(identity.name for identity in setting.identities)
+                most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
+                yield _Remote(setting, exchange, most_bytes=most_bytes)
+
+
+def _flower(setting: RunSetting) -> AbstractContextManager[Exchange]:
+    try:
+        from secfl.federation import flower
+    except ImportError as error:
+        raise ConfigError(f"--engine flower: {error}; install it by: pip install 'secfl[flower]'") from None
+    app = flower.simulated_sites(
+        setting.run.root.resolve(),
+        tuple(identity.name for identity in setting.identities),
+        run_id=setting.run_id,
+        task_factory=setting.task_factory,
+    )
+    names = tuple(identity.name for identity in setting.identities)
+    return flower.flower_simulation(app, names, cores=os.cpu_count() or 1)
 
 
 class _InProcess:

@@ -1,0 +1,230 @@
+"""Flower carries the protocol: the only importer of ``flwr``.
+
+Each phase is one message to every node. A node may run each of them in a new process: the site's agent goes on
+from its own folder, guarded by its journal (docs/protocol.md, section 2), so that nothing rests on Flower's context
+being stored before a reply leaves.
+
+Flower says nothing about who a site is that secfl would believe: envelopes are signed with enrolled keys. A node that
+calls itself by another site's name only makes that site drop out.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from secfl.errors import ConfigError, RoundAborted
+from secfl.federation.rundir import RunDirectory
+from secfl.federation.site_agent import SiteAgent
+from secfl.federation.site_process import simulated_agent
+from secfl.federation.work import make_task
+from secfl.segmentation.task import Task
+from secfl.types import ClientId
+
+__all__ = ["FlowerExchange", "client_app", "find_sites", "flower_simulation", "simulated_sites"]
+
+_RECORD: Final = "secfl"
+_ASK: Final = "query.secfl"
+_WHO: Final = "query.secfl_site"
+_START_SECONDS: Final = 120.0
+
+OpenAgent = Callable[[Context], AbstractContextManager[SiteAgent]]
+SiteName = Callable[[Context], str]
+
+
+def client_app(open_agent: OpenAgent, *, name: SiteName) -> ClientApp:
+    """A Flower ``ClientApp`` that answers secfl's requests, and nothing else.
+
+    Args:
+        open_agent: Opens the site's agent for one request; it is closed afterwards, so that the next request may
+            come to another process.
+        name: The site's name on this node.
+    """
+    app = ClientApp()
+
+    @app.query("secfl")
+    def answer(message: Message, context: Context) -> Message:
+        request = message.content[_RECORD]["request"]
+        if not isinstance(request, bytes):
+            raise TypeError("request: expected bytes")
+        with open_agent(context) as agent:
+            reply = agent.handle(request)
+        return Message(RecordDict({_RECORD: ConfigRecord({"reply": reply})}), reply_to=message)
+
+    @app.query("secfl_site")
+    def who(message: Message, context: Context) -> Message:
+        return Message(RecordDict({_RECORD: ConfigRecord({"site": name(context)})}), reply_to=message)
+
+    return app
+
+
+def find_sites(
+    grid: Grid, names: Sequence[ClientId], *, seconds: float, wait_for_all: bool
+) -> dict[ClientId, int]:
+    """Which node is which site.
+
+    Args:
+        grid: Of the server app.
+        names: The enrolled sites.
+        seconds: How long nodes are waited for.
+        wait_for_all: Ask again until every site is there; otherwise one question is enough.
+
+    Returns:
+        Node ids by site; without sites that did not answer, and without those claimed by two nodes.
+    """
+    end = threading.Event()
+    timer = threading.Timer(seconds, end.set)
+    timer.start()
+    found: dict[ClientId, int] = {}
+    try:
+        while not end.is_set():
+            claims: dict[ClientId, list[int]] = {}
+            messages = [
+                Message(RecordDict({_RECORD: ConfigRecord({})}), dst_node_id=node, message_type=_WHO)
+                for node in grid.get_node_ids()
+            ]
+            for reply in grid.send_and_receive(messages, timeout=min(seconds, 10.0)) if messages else ():
+                if reply.has_error():
+                    continue
+                site = reply.content[_RECORD]["site"]
+                claims.setdefault(ClientId(str(site)), []).append(reply.metadata.src_node_id)
+            found = {name: claims[name][0] for name in names if len(claims.get(name, ())) == 1}
+            if len(found) == len(names) or not wait_for_all:
+                break
+            end.wait(0.5)
+    finally:
+        timer.cancel()
+    return found
+
+
+class FlowerExchange:
+    """Puts requests to Flower's nodes; an `secfl.federation.exchange.Exchange`.
+
+    Args:
+        grid: Of the server app.
+        names: The enrolled sites.
+        patience: Seconds for which all sites are waited for before the first round.
+    """
+
+    def __init__(self, grid: Grid, names: Sequence[ClientId], *, patience: float) -> None:
+        self._grid = grid
+        self._names = tuple(names)
+        self._nodes = find_sites(grid, names, seconds=patience, wait_for_all=True)
+        if not self._nodes:
+            raise RoundAborted(f"Flower: none of the sites {', '.join(names)} is connected")
+
+    def look_again(self) -> None:
+        """Ask the nodes who they are: one that was restarted may have another number."""
+        found = find_sites(self._grid, self._names, seconds=10.0, wait_for_all=False)
+        self._nodes.update(found)
+
+    def exchange(
+        self, requests: Mapping[ClientId, bytes], *, seconds: float
+    ) -> Iterator[tuple[ClientId, bytes]]:
+        """See `secfl.federation.exchange.Exchange`; a node that fails or is silent has no reply."""
+        sites = {self._nodes[name]: name for name in requests if name in self._nodes}
+        messages = [
+            Message(
+                RecordDict({_RECORD: ConfigRecord({"request": requests[name]})}),
+                dst_node_id=node,
+                message_type=_ASK,
+                ttl=max(seconds, 1.0),
+            )
+            for node, name in sites.items()
+        ]
+        if not messages:
+            return
+        for reply in self._grid.send_and_receive(messages, timeout=seconds):
+            if reply.has_error():
+                continue
+            content = reply.content[_RECORD]["reply"]
+            name = sites.get(reply.metadata.src_node_id)
+            if name is not None and isinstance(content, bytes):
+                yield name, content
+
+
+def simulated_sites(
+    run: Path, names: Sequence[ClientId], *, run_id: bytes, task_factory: str | None
+) -> ClientApp:
+    """The app of a simulated run's sites: node ``partition-id`` is the site of that position in ``names``.
+
+    Args:
+        run: The run directory, on a disk that every node sees.
+        names: The sites.
+        run_id: The run.
+        task_factory: See `secfl.federation.work.make_task`.
+    """
+
+    def name(context: Context) -> str:
+        return str(names[int(context.node_config["partition-id"])])
+
+    @contextmanager
+    def agent(context: Context) -> Iterator[SiteAgent]:
+        task = _task_of(run, task_factory)
+        with closing(simulated_agent(RunDirectory.open(run), name(context), run_id=run_id, task=task)) as one:
+            yield one
+
+    return client_app(agent, name=name)
+
+
+@lru_cache(maxsize=4)
+def _task_of(run: Path, factory: str | None) -> Task:
+    """The task of a run, made once in each process: a node's messages come one at a time."""
+    return make_task(RunDirectory.open(run).config(), factory)
+
+
+@contextmanager
+def flower_simulation(app: ClientApp, names: Sequence[ClientId], *, cores: int) -> Iterator[FlowerExchange]:
+    """Flower's simulation engine with one virtual node for each site, for as long as the block runs.
+
+    Raises:
+        ConfigError: The engine does not start.
+    """
+    from flwr.simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    grids: queue.Queue[Grid | BaseException] = queue.Queue()
+    finished = threading.Event()
+    server = ServerApp()
+
+    @server.main()
+    def hand_over(grid: Grid, _context: Context) -> None:
+        grids.put(grid)
+        finished.wait()
+
+    def work() -> None:
+        try:
+            run_simulation(
+                server_app=server,
+                client_app=app,
+                num_supernodes=len(names),
+                backend_config={
+                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+                    "init_args": {"num_cpus": cores, "logging_level": "ERROR", "log_to_driver": False},
+                },
+            )
+        except BaseException as error:  # noqa: BLE001 - whatever ends the engine is reported by the caller
+            grids.put(error)
+
+    thread = threading.Thread(target=work, name="flower", daemon=True)
+    thread.start()
+    try:
+        started = grids.get(timeout=_START_SECONDS)
+        if isinstance(started, BaseException):
+            raise ConfigError(f"--engine flower: Flower's simulation does not start ({started})")
+        yield FlowerExchange(started, names, patience=_START_SECONDS)
+    except queue.Empty:
+        raise ConfigError("--engine flower: Flower's simulation does not start in time") from None
+    finally:
+        finished.set()
+        thread.join(timeout=30)
