@@ -69,6 +69,7 @@ def _scores(scores: Mapping[str, Any], sites: list[str]) -> Table:
     for site in sites:
         table.add_column(escape(site), justify="right")
     table.add_column("mean", justify="right")
+    table.add_column("worst", justify="right")
     rows = [("federated", scores["dice"])]
     references = scores.get("references")
     if references:
@@ -76,7 +77,7 @@ def _scores(scores: Mapping[str, Any], sites: list[str]) -> Table:
         rows.append(("pooled", references["pooled"]))
     for name, row in rows:
         cells = [_number(row["per_site"].get(site)) for site in sites]
-        table.add_row(escape(name), *cells, _number(row["mean"]))
+        table.add_row(escape(name), *cells, _number(row["mean"]), _number(row.get("worst")))
     return table
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secfl.config.sections import DpMode, DpSchedule, PrivacyConfig, Scheme
+from secfl.config.data import DataConfig
+from secfl.config.sections import DpMode, DpSchedule, Engine, PrivacyConfig, Scheme, TrainingConfig, Weighting
 
-__all__ = ["check_mechanisms"]
+__all__ = ["check_mechanisms", "check_training"]
 
 
 def check_mechanisms(privacy: PrivacyConfig, scheme: Scheme) -> None:
@@ -57,3 +58,39 @@ def _site_weights(privacy: PrivacyConfig, scheme: Scheme, weights: Mapping[str, 
         ),
         "site_weights: cannot be combined with noise_decay": privacy.noise_decay != 1,
     }
+
+
+def check_training(
+    data: DataConfig, training: TrainingConfig, privacy: PrivacyConfig, engine: Engine
+) -> None:
+    """Refuse ways of training that the data or the privacy do not allow.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    patient = privacy.mode is DpMode.PATIENT
+    refusals = {
+        "early_stopping: needs public images to validate on (data.public)": training.early_stopping
+        is not None
+        and not data.public,
+        "early_stopping: keeps the best shared model, which sites' own parameters would not fit; expected "
+        "local_parameters = none": training.early_stopping is not None
+        and training.local_parameters != "none",
+        "drift: the mean of squared norms needs equal weights": training.drift != "off"
+        and training.weighting is not Weighting.EQUAL,
+        "local_parameters: sites in processes of their own would lose them between runs; expected --engine "
+        "inprocess": engine is not Engine.INPROCESS and training.local_parameters != "none",
+        "local_parameters: --dp patient sums gradients of the whole model; expected none": patient
+        and training.local_parameters != "none",
+        "stages: --dp patient sums gradients of the whole model; expected none": patient
+        and bool(training.stages),
+        "stages: expected numbers of rounds, from 0": any(rounds < 0 for rounds in training.stages),
+        "drift: the norm of a client's update is not protected by --dp; expected off": privacy.mode
+        is not DpMode.OFF
+        and training.drift != "off",
+        "proximal: --dp patient takes no local steps towards which it could pull; expected 0": patient
+        and training.proximal > 0,
+    }
+    for message, refused in refusals.items():
+        if refused:
+            raise ValueError(f"training.{message}")

@@ -32,6 +32,9 @@ class DataConfig(Section):
             ``normalization``; for images with one channel.
         spacing: Voxel size in mm that volumes are resampled to: to the right, to the front, to the head.
         cache: A folder for prepared images, which are then mapped rather than held in memory.
+        public: Sites whose images belong to nobody in the federation: they validate for early stopping (with
+            their masks) and are the proxy set of several model families (without). Of the phantom, sites of
+            these names are made in addition.
     """
 
     source: str = "phantom"
@@ -44,6 +47,7 @@ class DataConfig(Section):
     windows: tuple[tuple[float, float], ...] = Field(default=(), max_length=8)
     spacing: tuple[_Millimetres, _Millimetres, _Millimetres] | None = None
     cache: str | None = Field(default=None, min_length=1)
+    public: tuple[str, ...] = ()
 
     @field_validator("labels", mode="before")
     @classmethod

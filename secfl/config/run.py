@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, model_validator
 
 from secfl.config.base import Section
-from secfl.config.combinations import check_mechanisms
+from secfl.config.combinations import check_mechanisms, check_training
 from secfl.config.sections import (
     FOLDER_DEFAULTS,
     DataConfig,
@@ -120,6 +120,7 @@ class RunConfig(Section):
                     f"--dp {privacy.mode.value}: weighting must be equal, because counts are private"
                 )
         check_mechanisms(privacy, self.secure_agg.scheme)
+        check_training(self.data, self.training, privacy, self.engine)
         return self
 
     def digest(self) -> bytes:

@@ -138,7 +138,8 @@ class TrainingConfig(Section):
         batch_size: Images per step.
         learning_rate: Peak of the schedule.
         weight_decay: Decoupled weight decay of AdamW.
-        schedule: Learning rate over the whole run: constant, or warm-up followed by a cosine.
+        schedule: Learning rate over the whole run: ``constant``, warm-up followed by a ``cosine``, or ``poly``
+            with the exponent 0.9 of nnU-Net.
         crop: Side of the training crops (squares, cubes), pixels; 0 trains on whole images.
         augmentation: Random flips, rotations and intensity changes.
         foreground_crops: Share of the training crops with a labelled pixel in the middle; by default 0 for pictures
@@ -148,6 +149,15 @@ class TrainingConfig(Section):
         server_learning_rate: Its factor.
         max_weight: Weights are clipped to 1..max_weight; a public bound.
         device: Where to train.
+        proximal: μ of FedProx: local training is pulled back to the global model with this strength.
+        local_parameters: Parameters that never leave a site: none, those of the ``normalization`` layers (as in
+            FedBN), or the ``head``, the last layer.
+        accumulate: Batches whose gradients are added up before a step.
+        precision: ``bfloat16`` computes in mixed precision, on CUDA only.
+        early_stopping: Stop after so many rounds without a better Dice on ``data.public``, and keep the best model.
+        drift: ``measured`` adds each client's squared update norm to the secure sum, and so opens how far the sites
+            pull apart; without differential privacy only.
+        stages: Rounds of training the head alone, then rounds of decoder and head; everything afterwards.
     """
 
     rounds: int = Field(default=8, ge=1, le=100_000)
@@ -155,7 +165,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=4, ge=1, le=4096)
     learning_rate: float = Field(default=6e-3, gt=0, le=10)
     weight_decay: float = Field(default=1e-4, ge=0, le=1)
-    schedule: Literal["constant", "cosine"] = "cosine"
+    schedule: Literal["constant", "cosine", "poly"] = "cosine"
     crop: int = Field(default=0, ge=0, le=4096)
     augmentation: Literal["none", "standard", "strong"] = "standard"
     foreground_crops: float | None = Field(default=None, ge=0, le=1)
@@ -164,6 +174,13 @@ class TrainingConfig(Section):
     server_learning_rate: float = Field(default=1.0, gt=0, le=100)
     max_weight: int = Field(default=4096, ge=1, le=2**20)
     device: Device = Device.AUTO
+    proximal: float = Field(default=0.0, ge=0, le=1e3)
+    local_parameters: Literal["none", "normalization", "head"] = "none"
+    accumulate: int = Field(default=1, ge=1, le=1024)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    early_stopping: int | None = Field(default=None, ge=1)
+    drift: Literal["off", "measured"] = "off"
+    stages: tuple[int, ...] = Field(default=(), max_length=2)
 
 
 class SecureAggregationConfig(Section):

@@ -73,6 +73,8 @@ class RunAccounts:
             unprotected.append("local and pooled reference models (evaluation_only, simulation)")
         if config.data.is_phantom or config.include_images:
             unprotected.append("previews of test images (evaluation_only, simulation)")
+        if config.training.drift == "measured":
+            unprotected.append("the sum of the squared norms of all updates, every round")
         plan = terms.plan
         header = RunHeader(
             run_id=SystemRng().bytes(16),

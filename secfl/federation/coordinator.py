@@ -20,6 +20,7 @@ from secfl.crypto.weights import WEIGHT_VECTOR, weighted_mean
 from secfl.dp.clipping import GridClip
 from secfl.federation.accounts import RoundAccount
 from secfl.federation.client import RoundClient
+from secfl.federation.drift import DRIFT_VECTOR
 from secfl.federation.driver import Carriage, Driver
 from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
 from secfl.federation.server_optimizer import ServerOptimizer
@@ -40,6 +41,7 @@ class RoundOutcome:
         survivors: Clients whose updates are in it.
         carriage: Bytes and seconds.
         clip_bits: The noisy sum of the slots of the clip bits, grid units; ``None`` with a fixed clip.
+        drift: How far the sites pull apart (`secfl.federation.drift`); ``None`` where it is not measured.
     """
 
     state: State = field(repr=False)
@@ -47,6 +49,7 @@ class RoundOutcome:
     survivors: tuple[ClientId, ...]
     carriage: Carriage
     clip_bits: int | None = None
+    drift: float | None = None
 
 
 def run_round(
@@ -103,6 +106,7 @@ def run_round(
         survivors=result.survivors,
         carriage=carriage,
         clip_bits=_clip_bits(result, offer=offer, terms=terms),
+        drift=_drift(result, spec=spec, terms=terms),
     )
 
 
@@ -127,6 +131,18 @@ def mean_update(
         result.sums[WEIGHT_VECTOR], spec.vector(WEIGHT_VECTOR), survivors=survivors
     )
     return weighted_mean(total, terms.grid, bits=terms.bits, weighting=terms.weighting, total_weight=weight)
+
+
+def _drift(result: RoundResult, *, spec: RoundSpec, terms: RoundTerms) -> float | None:
+    if terms.drift is None:
+        return None
+    return terms.drift.drift(
+        result.sums[DRIFT_VECTOR],
+        spec.vector(DRIFT_VECTOR).modulus_bits,
+        result.sums[UPDATE_VECTOR],
+        bits=terms.bits,
+        survivors=len(result.survivors),
+    )
 
 
 def _clip_beyond_the_grid(offer: RoundOffer, terms: RoundTerms) -> GridClip | None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from secfl.federation.checkpoint import Checkpoint, load, store
 from secfl.federation.rundir import RunDirectory
-from secfl.segmentation.task import SiteMetrics, State, Task
+from secfl.segmentation.task import DescribedTask, SiteMetrics, State, Task
 
-__all__ = ["by_class", "by_site", "evaluate", "references", "write_previews"]
+__all__ = ["by_class", "by_site", "describe", "evaluate", "references", "write_previews"]
 
 _PREVIEWS_PER_SITE = 3
+_SMALLER_IS_BETTER = frozenset({"hd95"})
 
 
 def evaluate(task: Task, state: State) -> dict[str, SiteMetrics]:
@@ -20,23 +21,35 @@ def evaluate(task: Task, state: State) -> dict[str, SiteMetrics]:
     return {site: task.evaluate(site, state) for site in task.sites}
 
 
+def describe(task: Task) -> list[str]:
+    """How unlike the sites are, in a sentence; nothing where the task cannot tell."""
+    if not isinstance(task, DescribedTask):
+        return []
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in task.heterogeneity().items())
+    return [f"heterogeneity of the sites (0 alike, 1 nothing in common; simulation only): {figures}"]
+
+
 def by_site(metrics: Mapping[str, SiteMetrics], name: str) -> dict[str, Any]:
-    """One metric as ``{"mean", "per_site"}``; the mean is over the sites that have a value."""
-    return mean_over_sites({site: getattr(row, name) for site, row in metrics.items()})
+    """One metric as ``{"mean", "worst", "worst_site", "per_site"}``, over the sites that have a value."""
+    values = {site: getattr(row, name) for site, row in metrics.items()}
+    return over_sites(values, smaller_is_better=name in _SMALLER_IS_BETTER)
 
 
-def mean_over_sites(values: Mapping[str, float | None]) -> dict[str, Any]:
-    """``{"mean", "per_site"}`` of one value per site; the mean is over the sites that have one."""
+def over_sites(values: Mapping[str, float | None], *, smaller_is_better: bool = False) -> dict[str, Any]:
+    """Mean, worst and each of one value per site; mean and worst are over the sites that have one."""
     present = [value for value in values.values() if value is not None]
     rounded = {site: None if value is None else round(float(value), 6) for site, value in values.items()}
-    return {"mean": round(sum(present) / len(present), 6) if present else None, "per_site": rounded}
+    order = sorted((value, site) for site, value in rounded.items() if value is not None)
+    worst, site = (order[-1] if smaller_is_better else order[0]) if order else (None, None)
+    mean = round(sum(present) / len(present), 6) if present else None
+    return {"mean": mean, "worst": worst, "worst_site": site, "per_site": rounded}
 
 
 def by_class(metrics: Mapping[str, SiteMetrics]) -> dict[str, Any]:
-    """Dice of every foreground class as ``{class: {"mean", "per_site"}}``; empty where the task gives none."""
+    """Dice of every foreground class, each as `over_sites`; empty where the task gives none."""
     names = dict.fromkeys(name for row in metrics.values() for name in row.dice_by_class)
     return {
-        name: mean_over_sites({site: row.dice_by_class.get(name) for site, row in metrics.items()})
+        name: over_sites({site: row.dice_by_class.get(name) for site, row in metrics.items()})
         for name in names
     }
 

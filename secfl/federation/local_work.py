@@ -22,6 +22,7 @@ from secfl.dp.clipping import GridClip, PatientAccumulator
 from secfl.dp.noise import NoiseShare, PatientSum, privatize
 from secfl.dp.sampling import PoissonSampler
 from secfl.errors import DataError, LocalProtocolError
+from secfl.federation.drift import DRIFT_VECTOR
 from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
 from secfl.federation.state import difference
 from secfl.randomness import Rng
@@ -123,9 +124,11 @@ class TrainAndClip:
         weight = 1 if weighting is None else weighting.clip(local.examples)
         share = 1.0 if weighting is None else weighting.share(weight)
         clipped = self._clip(update, offer, share=share)
-        extra = (
-            {} if weighting is None else {WEIGHT_VECTOR: weighting.vector(weight, spec.vector(WEIGHT_VECTOR))}
-        )
+        extra: dict[str, NDArray[np.uint32] | NDArray[np.uint64]] = {}
+        if weighting is not None:
+            extra[WEIGHT_VECTOR] = weighting.vector(weight, spec.vector(WEIGHT_VECTOR))
+        if self._terms.drift is not None:
+            extra[DRIFT_VECTOR] = self._terms.drift.vector(clipped.values)
         privatized = privatize(
             clipped,
             noise=_noise(offer, self._terms, self._name),

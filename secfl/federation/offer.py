@@ -15,6 +15,7 @@ from secfl.crypto.codec import Grid
 from secfl.crypto.identity import Directory
 from secfl.crypto.weights import Weighting
 from secfl.errors import RemoteProtocolError
+from secfl.federation.drift import DriftMeter
 from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement, Releases
 from secfl.federation.state import state_digest
 from secfl.segmentation.task import State
@@ -49,6 +50,7 @@ class RoundTerms:
             points downhill), or ``None`` for the number of survivors.
         releases: Clip, noise and event of every round; ``None`` without differential privacy. Where several
             private steps make up a round, they happen before the sum, and ``grid`` is not a clip's.
+        drift: How the sites' squared norms are added; ``None`` where drift is not measured.
     """
 
     grid: Grid
@@ -58,6 +60,7 @@ class RoundTerms:
     plan_digest: bytes
     divisor: float | None = None
     releases: Releases | None = None
+    drift: DriftMeter | None = None
 
     def grid_of(self, announced: Announcement) -> Grid:
         """The grid of the vector that is summed in a round with this announcement."""
@@ -68,9 +71,10 @@ class RoundTerms:
     def vectors(self, clients: int) -> tuple[VectorSpec, ...]:
         """The vectors of a round of so many clients."""
         update = VectorSpec(name=UPDATE_VECTOR, length=self.grid.length, modulus_bits=self.bits)
-        if self.weighting is None:
-            return (update,)
-        return (update, self.weighting.vector_spec(clients=clients))
+        more = [
+            part.vector_spec(clients=clients) for part in (self.weighting, self.drift) if part is not None
+        ]
+        return (update, *more)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from secfl.dp.integer import SMALLEST_SHARE
 from secfl.dp.plan import PrivacyPlan, Schedule, modulus_bits
 from secfl.dp.sampling import batch_tail
 from secfl.errors import ConfigError
+from secfl.federation.drift import DriftMeter
 from secfl.federation.offer import RoundTerms
 from secfl.federation.releases import NOTHING_ANNOUNCED, SEEDED, Announcement, Releases
 from secfl.federation.settled import settled, settled_by_site
@@ -96,6 +97,7 @@ def _without_privacy(config: RunConfig, task: Task, *, parameters: int) -> RunTe
             weighting=_weighting(config),
             task_digest=task.digest(),
             plan_digest=digest,
+            drift=DriftMeter(grid=grid) if config.training.drift == "measured" else None,
         ),
         plan=None,
         rounds=config.training.rounds,

@@ -34,6 +34,7 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.checkpoints = root / "checkpoints"
+        self.sites = root / "sites"
         self.ledger = root / "ledger.jsonl"
         self.summary = root / "summary.json"
         self.metrics = root / "metrics.jsonl"

@@ -9,7 +9,7 @@ from typing import Any
 from secfl.config import DpMode, RunConfig, Scheme
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, RoundAborted
-from secfl.federation import checkpoint, evaluation, summary
+from secfl.federation import checkpoint, early_stopping, evaluation, personal, summary
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.adaptive_run import AdaptiveRun
 from secfl.federation.coordinator import RoundOutcome, run_round
@@ -67,6 +67,7 @@ class Simulation:
             self.state = loaded.state
             self.optimizer.load(self.adaptive.take(loaded.optimizer))
             self.rounds_completed = loaded.rounds_completed
+            personal.load_personal(self.task, self.run.sites, rounds=self.rounds_completed)
         self.rows = self.run.keep_metrics(self.rounds_completed)
 
     def run_to_the_end(self) -> dict[str, Any]:
@@ -88,6 +89,8 @@ class Simulation:
             )
         )
         self._say(self.terms.sentence)
+        for text in evaluation.describe(task):
+            self._say(text)
         if scheme is Scheme.PLAIN:
             self._say("plain: the aggregator reads every update; for comparison only")
         for note in self.notes:
@@ -109,8 +112,13 @@ class Simulation:
             identities=self.identities,
         )
         stopped = "completed", "all rounds completed"
+        patience = self.config.training.early_stopping
         with open_engine(setting) as engine:
             while self.rounds_completed < self.terms.rounds:
+                if patience is not None and early_stopping.is_over(self.rows, patience=patience):
+                    stopped = "early", f"no better Dice on public images for {patience} rounds"
+                    self._say(stopped[1])
+                    break
                 try:
                     self._round(engine)
                 except BudgetExhausted as refusal:
@@ -222,21 +230,27 @@ class Simulation:
             "clipped_fraction": max(report.clipped_fraction for report in reports.values()),
             "relative_error": error,
             **self.adaptive.report(self.announced),
+            **({} if outcome.drift is None else {"drift": round(outcome.drift, 6)}),
+            **early_stopping.measure(self.config, self.task, self.state, evaluated=evaluated),
         }
         self.run.add_metrics(row)
         self.rows.append(row)
+        digest = self.config.digest().hex()
+        early_stopping.keep_best(self.rows, self.run, self.state, config_digest=digest)
+        personal.store_personal(self.task, self.run.sites, rounds=self.rounds_completed, config_digest=digest)
         checkpoint.store(
             self.run.checkpoints / f"round-{index + 1:05d}.safetensors",
             checkpoint.Checkpoint(
                 state=self.state,
                 rounds_completed=self.rounds_completed,
-                config_digest=self.config.digest().hex(),
+                config_digest=digest,
                 optimizer={**self.optimizer.arrays(), **self.adaptive.arrays()},
             ),
         )
         self._forget_old_checkpoints()
         dice = row["evaluation_only"]["dice"]["mean"] if evaluated else None
-        self.run.log(f"round {index + 1}: Dice {dice}, survivors {len(outcome.survivors)}")
+        drift = "" if outcome.drift is None else f", RMS drift {outcome.drift:.3f}"
+        self.run.log(f"round {index + 1}: Dice {dice}, survivors {len(outcome.survivors)}{drift}")
         if evaluated:
             self.accounts.sign()
         self.observer.round_finished(
@@ -271,6 +285,7 @@ class Simulation:
         """References, previews, the final model, the ledger's close and the summary, in this order."""
         config, run = self.config, self.run
         digest = config.digest().hex()
+        self.state = early_stopping.best(config, self.rows, self.run, otherwise=self.state)
         found = None
         if config.references:
             found = evaluation.references(

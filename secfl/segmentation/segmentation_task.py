@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -15,6 +15,7 @@ from secfl.config import DataConfig, DpMode, RunConfig
 from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.cases import Case, Dataset
+from secfl.segmentation.data.public import rename_last, split_public
 from secfl.segmentation.models.registry import build_model, check_family, family_code, model_spec
 from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State, Task
 from secfl.types import join_fields
@@ -42,7 +43,8 @@ def build_task(config: RunConfig) -> Task:
         DataError: An input file that cannot be used; the message names it.
     """
     check_family(config.model.name)
-    return SegmentationTask(config, load_dataset(config))
+    dataset, public = split_public(load_dataset(config), config.data.public)
+    return SegmentationTask(config, dataset, public=public)
 
 
 def load_dataset(config: RunConfig) -> Dataset:
@@ -53,20 +55,23 @@ def load_dataset(config: RunConfig) -> Dataset:
     data: DataConfig = config.data
     seed = ExperimentSeed(config.seed)
     if data.is_phantom:
-        return make_phantom_dataset(
-            sites=config.clients or DEFAULT_PHANTOM_SITES,
+        clients = config.clients or DEFAULT_PHANTOM_SITES
+        made = make_phantom_dataset(
+            sites=clients + len(data.public),
             images_per_site=data.phantom_images,
             size=data.image_size,
             test_fraction=data.test_fraction,
             seed=seed,
             target=data.phantom_target,
         )
+        return rename_last(made, data.public)
     dataset = read_folder(
         Path(data.source), test_fraction=data.test_fraction, seed=seed, reading=reading_of(data)
     )
-    if config.clients is not None and config.clients != len(dataset.sites):
+    sites = len(dataset.sites) - len(data.public)
+    if config.clients is not None and config.clients != sites:
         raise ConfigError(
-            f"--clients {config.clients}: {data.source} has {len(dataset.sites)} sites; "
+            f"--clients {config.clients}: {data.source} has {sites} sites; "
             "leave --clients out or make them equal"
         )
     return dataset
@@ -91,16 +96,21 @@ class SegmentationTask:
     Args:
         config: The run.
         dataset: Every site's cases; they stay here.
+        public: Cases that belong to nobody in the federation.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+    def __init__(self, config: RunConfig, dataset: Dataset, *, public: Sequence[Case] = ()) -> None:
         from secfl.segmentation.models.checking import check_model
+        from secfl.segmentation.models.parts import local_names
+        from secfl.segmentation.models.state import state_of
+        from secfl.segmentation.personal import PersonalStates
         from secfl.segmentation.training import resolve_device
 
         self._config = config
         self._dataset = dataset
         self._seed = ExperimentSeed(config.seed)
-        self._device: torch.device = resolve_device(config.training.device)
+        self._public = tuple(public)
+        self._device: torch.device = resolve_device(config.training.device, config.training.precision)
         self._spec = model_spec(
             config.model,
             in_channels=dataset.channels,
@@ -110,6 +120,9 @@ class SegmentationTask:
         self._samples: dict[str, list[Sample]] = {}
         model = self._new_model()
         check_model(model, self._spec)
+        self._personal = PersonalStates(
+            local_names(model, self._spec, config.training.local_parameters), state_of(model)
+        )
         if config.privacy.mode is DpMode.PATIENT:
             from secfl.segmentation.patient_gradients import refuse_mixing_layers
 
@@ -155,8 +168,20 @@ class SegmentationTask:
         """Training images of a site."""
         return len(self._dataset.sites[site].train)
 
+    def heterogeneity(self) -> Mapping[str, float]:
+        """Divergence of the sites' intensities and of their foreground; see `data.heterogeneity`."""
+        from secfl.segmentation.data import heterogeneity
+
+        return {
+            "intensity": heterogeneity.intensity_heterogeneity(self._dataset),
+            "foreground": heterogeneity.foreground_heterogeneity(self._dataset),
+        }
+
     def initial_state(self) -> State:
-        """The first global model; the same for the same seed."""
+        """The first global model, without what stays at the sites; the same for the same seed."""
+        return self._personal.shared(self._initial())
+
+    def _initial(self) -> State:
         from secfl.segmentation.models.state import state_of
 
         return state_of(self._new_model())
@@ -166,20 +191,40 @@ class SegmentationTask:
         settings = self._config.training
         trained, loss = self._train(
             [site],
-            state,
+            self._personal.at_start(site, state, round_index=round_index),
+            round_index=round_index,
             first=round_index * settings.local_epochs,
             epochs=settings.local_epochs,
             total=settings.rounds * settings.local_epochs,
             label=f"train/{site}/{round_index}",
         )
-        return LocalResult(state=trained, examples=self.examples(site), loss=loss)
+        shared = self._personal.keep(site, trained)
+        return LocalResult(state=shared, examples=self.examples(site), loss=loss)
+
+    def personal_state(self, site: str) -> State:
+        """The parameters that never leave this site; empty unless the configuration keeps some there."""
+        return self._personal.of(site)
+
+    def load_personal_state(self, site: str, state: State) -> None:
+        """Take a site's own parameters back, as `personal_state` gave them."""
+        self._personal.load(site, state)
+
+    def public_score(self, state: State) -> float | None:
+        """Mean Dice on the public images; ``None`` where there are none."""
+        return self._measure(self._public, self._whole(state, None)).dice if self._public else None
 
     def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
         """A model trained without federation on the given sites' pooled training images, in one go."""
         epochs = rounds * self._config.training.local_epochs
         label = "reference/" + "/".join(sorted(sites))
         trained, _ = self._train(
-            sorted(sites), self.initial_state(), first=0, epochs=epochs, total=epochs, label=label
+            sorted(sites),
+            self._initial(),
+            round_index=None,
+            first=0,
+            epochs=epochs,
+            total=epochs,
+            label=label,
         )
         return trained
 
@@ -211,11 +256,17 @@ class SegmentationTask:
         return [groups[name] for name in sorted(groups)]
 
     def evaluate(self, site: str, state: State) -> SiteMetrics:
-        """Metrics of a model on a site's test images, inside the field of view."""
+        """Metrics of a model, with the site's own parameters, on its test images, inside the field of view."""
+        return self._measure(self._dataset.sites[site].test, self._whole(state, site))
+
+    def _whole(self, state: State, site: str | None) -> State:
+        """A model with nothing missing: a whole one as it is, a shared one with the site's own parameters."""
+        return self._personal.whole(state, site)
+
+    def _measure(self, cases: Sequence[Case], state: State) -> SiteMetrics:
         from secfl.segmentation.metrics import measure
         from secfl.segmentation.training import deterministic
 
-        cases = self._dataset.sites[site].test
         predictions = self._predict(cases, state)
         # Single masks are too small for threads to be worth their synchronisation.
         with deterministic(1):
@@ -228,7 +279,7 @@ class SegmentationTask:
         cases = self._dataset.sites[site].test[:_PREVIEWS_PER_SITE]
         return [
             Preview(site=site, case=case.name, pixels=side_by_side(case, prediction))
-            for case, prediction in zip(cases, self._predict(cases, state), strict=True)
+            for case, prediction in zip(cases, self._predict(cases, self._whole(state, site)), strict=True)
         ]
 
     def _new_model(self) -> nn.Module:
@@ -242,8 +293,18 @@ class SegmentationTask:
         return model.to(self._device)
 
     def _train(
-        self, sites: Sequence[str], state: State, *, first: int, epochs: int, total: int, label: str
+        self,
+        sites: Sequence[str],
+        state: State,
+        *,
+        round_index: int | None,
+        first: int,
+        epochs: int,
+        total: int,
+        label: str,
     ) -> tuple[State, float]:
+        """Train on the sites' images together; a reference has no round, no stages and no proximal term."""
+        from secfl.segmentation.models.parts import freeze_for_stage
         from secfl.segmentation.models.state import state_of
         from secfl.segmentation.training import Span, deterministic, samples_of, train_span
 
@@ -252,10 +313,15 @@ class SegmentationTask:
                 self._samples[site] = samples_of(self._dataset.sites[site].train)
         with deterministic(self._config.threads):
             model = self._model(state)
+            settings = self._config.training
+            if round_index is None:
+                settings = settings.model_copy(update={"proximal": 0.0})
+            else:
+                freeze_for_stage(model, self._spec, stages=settings.stages, round_index=round_index)
             loss = train_span(
                 model,
                 [sample for site in sites for sample in self._samples[site]],
-                settings=self._config.training,
+                settings=settings,
                 span=Span(first=first, epochs=epochs, total=total),
                 multiple=self._spec.multiple,
                 seed=self._seed.derive(label),

@@ -12,7 +12,17 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LocalResult", "PatientTask", "Preview", "SiteMetrics", "State", "Task"]
+__all__ = [
+    "DescribedTask",
+    "LocalResult",
+    "PatientTask",
+    "PersonalTask",
+    "Preview",
+    "PublicTask",
+    "SiteMetrics",
+    "State",
+    "Task",
+]
 
 State: TypeAlias = Mapping[str, NDArray[np.float32]]
 """A model's tensors by name, in the model's own order."""
@@ -110,6 +120,41 @@ class Task(Protocol):
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:
         """A few test cases with prediction, for people."""
+        ...
+
+
+@runtime_checkable
+class DescribedTask(Task, Protocol):
+    """A task that can compare the data of several sites; only a simulation holds them all."""
+
+    def heterogeneity(self) -> Mapping[str, float]:
+        """Indices between 0 (alike) and 1 (nothing in common), by name."""
+        ...
+
+
+@runtime_checkable
+class PersonalTask(Task, Protocol):
+    """A task in which some parameters never leave their site: they are not in the states that are exchanged.
+
+    `Task.train` moves them on, so whoever interrupts a run keeps them; a second training in the same round starts
+    again from where the first one did.
+    """
+
+    def personal_state(self, site: str) -> State:
+        """A site's own parameters; empty where there are none."""
+        ...
+
+    def load_personal_state(self, site: str, state: State) -> None:
+        """Take them back."""
+        ...
+
+
+@runtime_checkable
+class PublicTask(Task, Protocol):
+    """A task with images that belong to nobody, on which anybody may measure."""
+
+    def public_score(self, state: State) -> float | None:
+        """Mean Dice of a model on the public images; ``None`` where there are none."""
         ...
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from secfl.config import Device, TrainingConfig
 from secfl.errors import ConfigError
-from secfl.segmentation.augmentation import Sample, augment, crop_batch
+from secfl.segmentation.augmentation import Batch, Sample, augment, crop_batch
 from secfl.segmentation.data.cases import Case
 from secfl.segmentation.losses import dice_and_cross_entropy
 from secfl.segmentation.padding import padded_shape
@@ -28,6 +28,7 @@ _WARM_UP = 0.05
 _FINAL_FACTOR = 0.01
 _GRADIENT_NORM = 1.0
 _FOREGROUND_IN_VOLUMES = 0.5
+_POLY = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +41,30 @@ class Span:
 
 
 def learning_rate_factor(progress: float, schedule: str) -> float:
-    """Share of the peak learning rate at ``progress`` 0..1 of the run: 5 % warm-up, then a cosine to 1 %."""
+    """Share of the peak learning rate at ``progress`` 0..1 of the run.
+
+    ``constant``; ``cosine``: 5 % warm-up, then a cosine to 1 %; ``poly``: ``(1 - progress)^0.9`` as in nnU-Net.
+    """
     if schedule == "constant":
         return 1.0
+    if schedule == "poly":
+        return float(max(1.0 - progress, 0.0) ** _POLY)
     if progress < _WARM_UP:
         return max(progress / _WARM_UP, 0.1)
     angle = math.pi * (progress - _WARM_UP) / (1.0 - _WARM_UP)
     return _FINAL_FACTOR + (1.0 - _FINAL_FACTOR) * 0.5 * (1.0 + math.cos(angle))
 
 
-def resolve_device(device: Device) -> torch.device:
+def resolve_device(device: Device, precision: str = "float32") -> torch.device:
     """The device to train on.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none.
+        ConfigError: CUDA is asked for, or mixed precision, which only CUDA gains from, and there is none.
     """
+    if precision != "float32" and (device is Device.CPU or not torch.cuda.is_available()):
+        raise ConfigError(
+            f"training.precision: {precision} needs a CUDA device; expected float32 on this machine"
+        )
     if device is Device.CUDA and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device; expected auto or cpu on this machine")
     if device is Device.CPU or not torch.cuda.is_available():
@@ -108,15 +118,16 @@ def train_span(
     """Train a model in place.
 
     Args:
-        model: On its device.
+        model: On its device. Its parameters as they are given are what the proximal term pulls back to; those that
+            need no gradient stay as they are.
         samples: Training images.
-        settings: Batch size, learning rate, crop, augmentation.
+        settings: Batch size, learning rate, crop, augmentation, proximal term, accumulation, precision.
         span: Which epochs of the run these are.
         multiple: Sides of the model's input must be multiples of it.
         seed: Orders, crops and augments the images.
 
     Returns:
-        Mean loss over the last epoch.
+        Mean loss over the last epoch, without the proximal term.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -124,9 +135,9 @@ def train_span(
     foreground = settings.foreground_crops
     if foreground is None:
         foreground = _FOREGROUND_IN_VOLUMES if len(shape) == 3 else 0.0
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    anchor = [parameter.detach().clone() for parameter in learned] if settings.proximal else []
+    optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     steps = math.ceil(len(samples) / settings.batch_size)
     model.train()
     loss_of_epoch = 0.0
@@ -135,21 +146,40 @@ def train_span(
         order = torch.randperm(len(samples), generator=generator).tolist()
         loss_of_epoch = 0.0
         for step in range(steps):
-            progress = (span.first + epoch + step / steps) / span.total
-            rate = settings.learning_rate * learning_rate_factor(progress, settings.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             chosen = [samples[index] for index in order[step::steps]]
             batch = crop_batch(chosen, shape=shape, generator=generator, foreground=foreground)
             batch = augment(batch, strength=settings.augmentation, generator=generator)
-            logits = model(batch.image.to(device))
-            loss = dice_and_cross_entropy(logits, batch.labels.to(device), batch.valid.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
-            optimizer.step()
+            first = step - step % settings.accumulate
+            together = min(settings.accumulate, steps - first)
+            if step == first:
+                optimizer.zero_grad(set_to_none=True)
+            loss = _loss(model, batch, device, settings.precision)
+            (loss / together).backward()
             loss_of_epoch += float(loss.detach()) * len(chosen) / len(samples)
+            if step + 1 < first + together:
+                continue
+            progress = (span.first + epoch + first / steps) / span.total
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * learning_rate_factor(progress, settings.schedule)
+            _pull_back(learned, anchor, settings.proximal)
+            nn.utils.clip_grad_norm_(learned, _GRADIENT_NORM)
+            optimizer.step()
     return loss_of_epoch
+
+
+def _loss(model: nn.Module, batch: Batch, device: torch.device, precision: str) -> torch.Tensor:
+    """Loss of one batch; in mixed precision the network computes in bfloat16, and the loss in float32."""
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = model(batch.image.to(device))
+    return dice_and_cross_entropy(logits.float(), batch.labels.to(device), batch.valid.to(device))
+
+
+def _pull_back(learned: Sequence[nn.Parameter], anchor: Sequence[torch.Tensor], strength: float) -> None:
+    """Add the gradient of ``strength / 2 * ||w - w_global||²`` (Li et al. 2020, FedProx)."""
+    with torch.no_grad():
+        for parameter, start in zip(learned, anchor, strict=bool(anchor)):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - start, alpha=strength)
 
 
 def crop_shape(samples: Sequence[Sample], *, crop: int, multiple: int) -> tuple[int, ...]:

@@ -97,6 +97,7 @@ def test_a_site_without_a_number_shows_a_dash():
         "0.800",
         "-",
         "0.750",
+        "-",
     ]
 
 
