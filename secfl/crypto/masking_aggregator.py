@@ -18,7 +18,7 @@ from secfl.crypto.hazmat.sealed import check_hybrid_public
 from secfl.crypto.identity import SIGNATURE_BYTES, Directory
 from secfl.crypto.inputs import ATTACHMENT_PIECE_BYTES, Accumulator, hash_pieces, input_digest
 from secfl.crypto.masking_aggregator_memory import AggregatorMemory
-from secfl.crypto.masking_dealing import share_commitment_of
+from secfl.crypto.masking_dealing import deliveries, share_commitment_of
 from secfl.crypto.masking_keys import ShareKind, directory_digest, members_digest, survivors_digest
 from secfl.crypto.masking_opening import reconstruct, remove_masks
 from secfl.crypto.masking_phases import AGGREGATOR_STEPS, phase_accepting
@@ -27,7 +27,6 @@ from secfl.crypto.messages import (
     Advertise,
     Consistency,
     Deal,
-    Delivery,
     InputHeader,
     Parcel,
     Unmask,
@@ -350,24 +349,15 @@ class MaskingAggregator:
         assert kind is not None
         memory = self._memory
         head = frame(kind, digest=self._digest, sender=AGGREGATOR_INDEX)
-        deals = Roster(memory.statements[Phase.SHARE])
-        places = len(self._masked.spec.cohort)
-        leaves = {
-            dealer: {to: parcel.encode() for to, parcel in memory.parcels[dealer].items()}
-            for dealer in members
-        }
-        paths = {dealer: merkle.paths(leaves[dealer], places=places) for dealer in members}
-        envelopes = []
-        for to in members:
-            parcels = {dealer: (leaves[dealer][to], paths[dealer][to]) for dealer in members if dealer != to}
-            payload = head + Delivery(deals=deals, parcels=parcels).encode()
-            envelopes.append(Envelope(AGGREGATOR, self._masked.name_of(to), payload))
+        contents = deliveries(self._masked, memory.statements[Phase.SHARE], memory.parcels)
         memory.parcels = {
             dealer: {to: parcel.delivered() for to, parcel in memory.parcels[dealer].items()}
             for dealer in members
         }
         memory.escrows = {dealer: memory.escrows[dealer] for dealer in members}
-        return envelopes
+        return [
+            Envelope(AGGREGATOR, self._masked.name_of(to), head + content) for to, content in contents.items()
+        ]
 
     def _open(self) -> list[Envelope]:
         memory, masked = self._memory, self._masked

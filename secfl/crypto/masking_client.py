@@ -20,9 +20,9 @@ from secfl.crypto.attachments import Words
 from secfl.crypto.hazmat.prg import MaskStream
 from secfl.crypto.hazmat.sealed import AgreementKey
 from secfl.crypto.identity import Directory, Identity
-from secfl.crypto.inputs import encode_attachment, encode_vector, input_digest
 from secfl.crypto.masking_client_memory import ClientMemory
 from secfl.crypto.masking_dealing import deal_out, open_parcel
+from secfl.crypto.masking_input import mask_input
 from secfl.crypto.masking_keys import (
     ClientSecrets,
     directory_digest,
@@ -32,7 +32,7 @@ from secfl.crypto.masking_keys import (
 )
 from secfl.crypto.masking_phases import CLIENT_STEPS, phase_accepting
 from secfl.crypto.masking_round import MaskedRound
-from secfl.crypto.masking_streams import agree, pair_stream, self_stream
+from secfl.crypto.masking_streams import pair_stream, self_stream
 from secfl.crypto.messages import SECRET_BYTES, Advertise, Consistency, Deal, Delivery, InputHeader, Unmask
 from secfl.crypto.wire import (
     AGGREGATOR_INDEX,
@@ -262,35 +262,25 @@ class MaskingClient:
         self, members: tuple[int, ...], digest: bytes, ciphertexts: Mapping[int, bytes]
     ) -> tuple[Signed, list[bytes]]:
         """The signed header of the masked input, and the input in pieces."""
-        assert self._memory.inputs is not None
-        keys, adverts = self._mask_keys(), self._decoded(self._memory.adverts)
-        seeds = {
-            index: agree(
-                self._masked,
-                self._index,
-                index,
-                keys=keys,
-                adverts=adverts,
-                encapsulated=self._memory.encapsulated.get(index, (b"", ciphertexts[index])),
-            )
-            for index in members
-            if index != self._index
-        }
-        parts = [
-            encode_vector(
-                vector,
-                self._memory.inputs[vector.name],
-                canaries=self._masked.canaries(vector),
-                streams=self._streams(vector, seeds),
-                threads=self._threads,
-            )
-            for vector in self._masked.vectors
-        ]
-        parts.append(encode_attachment(self._memory.attachment, threads=self._threads))
-        hashes = [piece for part in parts for piece in part.hashes]
-        covered = input_digest(self._digest, self._masked.input_bytes, hashes)
+        memory = self._memory
+        assert memory.inputs is not None
+        covered, pieces = mask_input(
+            self._masked,
+            self._index,
+            self._mask_keys(),
+            inputs=memory.inputs,
+            attachment=memory.attachment,
+            adverts=self._decoded(memory.adverts),
+            encapsulated={
+                index: memory.encapsulated.get(index, (b"", ciphertexts[index]))
+                for index in members
+                if index != self._index
+            },
+            streams=self._streams,
+            threads=self._threads,
+        )
         body = InputHeader(members_digest=digest, input_digest=covered).encode()
-        return self._sign(Phase.MASKED_INPUT, body), [piece for part in parts for piece in part.pieces]
+        return self._sign(Phase.MASKED_INPUT, body), pieces
 
     def _streams(self, vector: VectorSpec, seeds: Mapping[int, bytes]) -> list[MaskStream]:
         return [

@@ -31,11 +31,20 @@ from secfl.crypto.masking_keys import (
     share_context,
 )
 from secfl.crypto.masking_round import MaskedRound
-from secfl.crypto.messages import SECRET_BYTES, Advertise, Deal, Parcel
+from secfl.crypto.messages import SECRET_BYTES, Advertise, Deal, Delivery, Parcel
+from secfl.crypto.wire import Roster, Signed
 from secfl.errors import RemoteProtocolError
 from secfl.types import AGGREGATOR, ClientId
 
-__all__ = ["Dealt", "deal_out", "open_escrow", "open_parcel", "share_commitment_of", "share_commitments"]
+__all__ = [
+    "Dealt",
+    "deal_out",
+    "deliveries",
+    "open_escrow",
+    "open_parcel",
+    "share_commitment_of",
+    "share_commitments",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +165,27 @@ def _parcel(
     return Parcel(
         kem_ciphertext=ciphertext, sealed=sealed, root_commitment=root_part, self_commitment=self_part
     ).encode()
+
+
+def deliveries(
+    masked: MaskedRound, deals: Mapping[int, Signed], parcels: Mapping[int, Mapping[int, Parcel]]
+) -> dict[int, bytes]:
+    """What the aggregator relays in phase 3: by member, everybody's deal and the parcels for this member.
+
+    Args:
+        masked: The round.
+        deals: The members' statements of phase 2.
+        parcels: By dealer and recipient, everything that the dealer's tree holds.
+    """
+    members, places = sorted(deals), len(masked.spec.cohort)
+    leaves = {dealer: {to: parcel.encode() for to, parcel in parcels[dealer].items()} for dealer in members}
+    paths = {dealer: merkle.paths(leaves[dealer], places=places) for dealer in members}
+    roster = Roster(deals)
+    contents = {}
+    for to in members:
+        own = {dealer: (leaves[dealer][to], paths[dealer][to]) for dealer in members if dealer != to}
+        contents[to] = Delivery(deals=roster, parcels=own).encode()
+    return contents
 
 
 def share_commitments(
