@@ -26,7 +26,7 @@ from secfl.crypto.wire import FRAME_BYTES, MessageType, Phase
 from secfl.errors import BelowThreshold, ConfigError, LocalProtocolError, RemoteProtocolError
 from secfl.guarantees import Adversary, Behaviour, View, Visibility
 from secfl.randomness import InsecureSeededRng, SystemRng
-from secfl.types import AGGREGATOR, PrivatizedUpdate, VectorSpec
+from secfl.types import AGGREGATOR, ClientId, PrivatizedUpdate, VectorSpec
 
 MASKING_PHASES = ("advertise", "share", "masked-input", "consistency", "unmask")
 
@@ -327,9 +327,32 @@ def test_misuse_is_a_local_error(rounds):
             update=PrivatizedUpdate.without_noise(case.inputs["c00"]),
             rng=SystemRng(),
         )
-    other = Directory.enroll([*case.identities.values(), Identity.generate("x", SystemRng())])
-    with pytest.raises(LocalProtocolError, match="not the one that the round is bound to"):
-        case.scheme.aggregator(case.spec, directory=other)
+
+
+@pytest.mark.parametrize("change", ["one more client", "a client's key replaced"])
+def test_the_manifest_is_the_one_that_the_round_is_bound_to(rounds, change):
+    """An aggregator that hands out a manifest with keys of its own names another digest, or is not believed."""
+    case = rounds.Round(3, 3)
+    keys = dict(case.directory.keys)
+    name = ClientId("x" if change == "one more client" else "c02")
+    keys[name] = Identity.generate(name, SystemRng()).public_key()
+    other = Directory(keys)
+    update = PrivatizedUpdate.without_noise(case.inputs["c00"])
+    snapshot = case.parties["c00"].snapshot()
+    for make in (
+        lambda: case.scheme.aggregator(case.spec, directory=other),
+        lambda: case.scheme.client(
+            case.spec, case.identities["c00"], directory=other, update=update, rng=SystemRng()
+        ),
+        lambda: case.scheme.restore(case.spec, directory=other, snapshot=snapshot),
+    ):
+        with pytest.raises(LocalProtocolError, match="not the one that the round is bound to"):
+            make()
+
+
+def test_a_directory_holds_whole_keys():
+    with pytest.raises(ConfigError, match="the key of c00 has 31 bytes"):
+        Directory({ClientId("c00"): bytes(31)})
 
 
 def test_an_enrolled_key_is_required_of_the_whole_cohort(rounds):
@@ -423,6 +446,18 @@ def test_an_aborted_aggregator_stays_aborted(rounds):
     assert isinstance(again.state, Aborted)
     assert isinstance(again.state.reason, BelowThreshold)
     assert str(again.state.reason) == str(case.aggregator.state.reason)
+
+
+def test_an_aborted_aggregator_keeps_nothing_that_it_could_open_later(rounds):
+    case = rounds.Round(4, 3)
+    messages = case.run_until("masked-input")
+    memory = case.aggregator._memory
+    assert memory.escrows
+    assert memory.sums is not None
+    case.aggregator.receive(messages[0])
+    case.aggregator.phase_over()
+    assert isinstance(case.aggregator.state, Aborted)
+    assert (memory.escrows, memory.parcels, memory.sums) == ({}, {}, None)
 
 
 def test_snapshots_of_another_round_or_damaged_ones_are_refused(rounds):

@@ -63,6 +63,8 @@ def test_unmask_is_answered_once(rounds):
     request = rounds.request_for(requests, "c00")
     party = case.parties["c00"]
     party.receive(request)
+    assert "repeated" in rounds.refused(party, request).reason
+    assert not party.conflicts  # the same again contradicts nothing
     members = rounds.roster_of(request, Consistency.SIZE, 5)
     fewer = {index: members[index] for index in sorted(members)[:3]}
     error = rounds.refused(party, rounds.forged_request(request, fewer))
