@@ -9,15 +9,17 @@ from typing import Any
 
 from secfl._version import __version__
 from secfl.config import RunConfig
-from secfl.crypto.identity import Directory, Identity
-from secfl.errors import LedgerCorrupted, LocalProtocolError
+from secfl.crypto.identity import Identity
+from secfl.errors import LedgerCorrupted, LocalProtocolError, RemoteProtocolError
 from secfl.federation.budgets import run_budget
+from secfl.federation.members import Members
 from secfl.federation.privacy import RunTerms
 from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for
 from secfl.guarantees import Behaviour, View
-from secfl.ledger.entry import Exposure, KeyCustody, RunHeader
+from secfl.ledger.checkpoints import CoSigner
+from secfl.ledger.entry import Exposure, RunHeader
 from secfl.ledger.log import PrivacyLedger
 from secfl.ledger.reader import replay
 from secfl.ledger.site_accounts import SiteAccounts
@@ -48,12 +50,13 @@ class RunAccounts:
         state: LedgerState,
         *,
         terms: RunTerms,
-        identities: Sequence[Identity],
+        members: Members,
     ) -> None:
         self._ledger = ledger
         self._finished_state = state
         self._terms = terms
-        self._identities = list(identities)
+        self._members = members
+        self.signers: Sequence[CoSigner | Identity] = members.identities
         self._current: RoundAccount | None = None
 
     @classmethod
@@ -63,7 +66,7 @@ class RunAccounts:
         config: RunConfig,
         terms: RunTerms,
         *,
-        identities: Sequence[Identity],
+        members: Members,
         threshold: int,
         shared: SiteAccounts | None = None,
     ) -> RunAccounts:
@@ -78,11 +81,11 @@ class RunAccounts:
         plan = terms.plan
         header = RunHeader(
             run_id=SystemRng().bytes(16),
-            directory=Directory.enroll(identities),
+            directory=members.directory,
             threshold=threshold,
             scheme=config.secure_agg.scheme.value,
             key_mode=key_mode_name(config.secure_agg),
-            custody=KeyCustody.ONE_PROCESS,
+            custody=members.custody,
             unit=None if plan is None else plan.unit,
             relation=None if plan is None else plan.relation,
             delta=None if plan is None else plan.delta,
@@ -100,7 +103,7 @@ class RunAccounts:
             software=f"secfl {__version__}",
         )
         ledger = PrivacyLedger.create(run.ledger, header, account=shared)
-        return cls(ledger, ledger.state, terms=terms, identities=identities)
+        return cls(ledger, ledger.state, terms=terms, members=members)
 
     @classmethod
     def resume(
@@ -108,7 +111,7 @@ class RunAccounts:
         run: RunDirectory,
         terms: RunTerms,
         *,
-        identities: Sequence[Identity],
+        members: Members,
         shared: SiteAccounts | None = None,
     ) -> RunAccounts:
         """Go on with the ledger of an interrupted run; a closed one can still be read.
@@ -123,9 +126,9 @@ class RunAccounts:
             raise LedgerCorrupted(None, f"{run.ledger} cannot be read ({error.strerror})") from None
         found = replay(content)
         if found.state.closed is not None and not found.fragment:
-            return cls(None, found.state, terms=terms, identities=identities)
+            return cls(None, found.state, terms=terms, members=members)
         ledger = PrivacyLedger.open(run.ledger, account=shared)
-        return cls(ledger, ledger.state, terms=terms, identities=identities)
+        return cls(ledger, ledger.state, terms=terms, members=members)
 
     @property
     def run_id(self) -> bytes:
@@ -156,7 +159,7 @@ class RunAccounts:
     def sign(self) -> None:
         """Have every client co-sign the ledger so far."""
         if self._ledger is not None:
-            self._ledger.checkpoint(self._identities)
+            self._ledger.checkpoint(self._present())
 
     def epsilon_so_far(self) -> float | None:
         """ε of the curious aggregator alone; ``None`` without differential privacy."""
@@ -178,9 +181,21 @@ class RunAccounts:
     def close(self, reason: str) -> None:
         """Write the co-signed last entry; nothing happens when it is there already."""
         if self._ledger is not None:
-            self._ledger.close(co_signers=self._identities, reason=reason)
+            self._ledger.close(co_signers=self._present(), reason=reason)
             self._finished_state = self._ledger.state
             self._ledger = None
+
+    def _present(self) -> list[CoSigner | Identity]:
+        """The signers that can be reached now; too few are refused by the ledger."""
+        present: list[CoSigner | Identity] = []
+        for signer in self.signers:
+            if not isinstance(signer, Identity):
+                try:
+                    _ = signer.last_size
+                except RemoteProtocolError:
+                    continue
+            present.append(signer)
+        return present
 
     def release(self) -> None:
         """Let the file go without closing the ledger: the run can be resumed."""

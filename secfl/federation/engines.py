@@ -9,23 +9,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from secfl.config import Engine, RunConfig
-from secfl.crypto.identity import Directory, Identity
 from secfl.errors import ConfigError
 from secfl.federation.client import RoundClient, SiteClient
 from secfl.federation.driver import Driver, Record
 from secfl.federation.exchange import Deadlines, Exchange, ExchangeDriver, RemoteSite
 from secfl.federation.inprocess import InProcessDriver
+from secfl.federation.members import Members
 from secfl.federation.multiprocess import SiteProcesses, python_module
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.federation.site_agent import largest_message
 from secfl.federation.work import local_work
+from secfl.ledger.checkpoints import CoSigner
 from secfl.randomness import SystemRng
 from secfl.segmentation.task import Task
 from secfl.types import ClientId
 
-__all__ = ["RoundEngine", "RunSetting", "open_engine"]
+__all__ = ["RemoteEngine", "RoundEngine", "RunSetting", "open_engine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class RunSetting:
         task: What is learned.
         task_factory: ``module:function`` that makes the same task in another process; ``None`` for segmentation.
         terms: The public numbers.
-        identities: The simulated sites' keys.
+        members: The sites.
     """
 
     config: RunConfig
@@ -48,7 +49,7 @@ class RunSetting:
     task: Task
     task_factory: str | None
     terms: RunTerms
-    identities: Sequence[Identity]
+    members: Members
 
 
 class RoundEngine(Protocol):
@@ -57,6 +58,11 @@ class RoundEngine(Protocol):
     @property
     def clients(self) -> Sequence[RoundClient]:
         """The sites, by name."""
+        ...
+
+    @property
+    def co_signers(self) -> Sequence[CoSigner]:
+        """The sites' side of the ledger's checkpoints, where this process does not hold their keys."""
         ...
 
     def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
@@ -71,7 +77,7 @@ def open_engine(setting: RunSetting) -> Iterator[RoundEngine]:
         case Engine.INPROCESS:
             yield _InProcess(setting)
         case Engine.MULTIPROCESS:
-            names = tuple(identity.name for identity in setting.identities)
+            names = setting.members.names
             most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
             with SiteProcesses(
                 names,
@@ -79,12 +85,12 @@ def open_engine(setting: RunSetting) -> Iterator[RoundEngine]:
                 most_bytes=most_bytes,
                 rng=SystemRng(),
             ) as processes:
-                yield _Remote(setting, processes, most_bytes=most_bytes)
+                yield RemoteEngine(setting, processes, most_bytes=most_bytes)
         case Engine.FLOWER:
             with _flower(setting) as exchange:
-                names = tuple(identity.name for identity in setting.identities)
+                names = setting.members.names
                 most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
-                yield _Remote(setting, exchange, most_bytes=most_bytes)
+                yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
 
 
 def _flower(setting: RunSetting) -> AbstractContextManager[Exchange]:
@@ -94,11 +100,11 @@ def _flower(setting: RunSetting) -> AbstractContextManager[Exchange]:
         raise ConfigError(f"--engine flower: {error}; install it by: pip install 'secfl[flower]'") from None
     app = flower.simulated_sites(
         setting.run.root.resolve(),
-        tuple(identity.name for identity in setting.identities),
+        setting.members.names,
         run_id=setting.run_id,
         task_factory=setting.task_factory,
     )
-    names = tuple(identity.name for identity in setting.identities)
+    names = setting.members.names
     return flower.flower_simulation(app, names, cores=os.cpu_count() or 1)
 
 
@@ -112,22 +118,26 @@ class _InProcess:
                 identity,
                 work=local_work(identity.name, config=setting.config, task=setting.task, terms=setting.terms),
                 scheme=scheme_for(scheme),
-                directory=Directory.enroll(setting.identities),
+                directory=setting.members.directory,
                 terms=setting.terms.round_terms,
                 rng=SystemRng(),
             )
-            for identity in setting.identities
+            for identity in setting.members.identities
         ]
 
     @property
     def clients(self) -> Sequence[RoundClient]:
         return self._clients
 
+    @property
+    def co_signers(self) -> Sequence[CoSigner]:
+        return ()
+
     def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
         return InProcessDriver(drops=drops, record=record)
 
 
-class _Remote:
+class RemoteEngine:
     """Every site is asked through an exchange."""
 
     def __init__(self, setting: RunSetting, exchange: Exchange, *, most_bytes: int) -> None:
@@ -136,15 +146,22 @@ class _Remote:
             training=setting.config.deadlines.training, phase=setting.config.deadlines.phase
         )
         self._clients = [
-            RemoteSite(identity.name, exchange=exchange, run_id=setting.run_id, most_bytes=most_bytes)
-            for identity in setting.identities
+            RemoteSite(name, exchange=exchange, run_id=setting.run_id, most_bytes=most_bytes)
+            for name in setting.members.names
         ]
 
     @property
     def clients(self) -> Sequence[RoundClient]:
+        """The sites, by name."""
+        return self._clients
+
+    @property
+    def co_signers(self) -> Sequence[CoSigner]:
+        """The same sites, for the ledger."""
         return self._clients
 
     def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
+        """See `RoundEngine.driver`."""
         return ExchangeDriver(self._exchange, deadlines=self._deadlines, drops=drops, record=record)
 
 

@@ -1,7 +1,7 @@
 """What a coordinator asks a site and what the site replies, as bytes: the same over every engine.
 
-A request is one of `OfferRound`, `Deliver`, `AskWitness`, `CoSign`; a reply is one of `Sent`, `Refused`,
-`Failed`, `WitnessAt`, `Signature`. Each has one encoding: ``b"SFR1"``, a kind byte, and length-prefixed fields.
+A request is one of `OpenRun`, `OfferRound`, `Deliver`, `AskWitness`, `CoSign`; a reply is one of `Opened`,
+`Sent`, `Refused`, `Failed`, `WitnessAt`, `Signature`. Each has one encoding: ``b"SFR1"``, a kind byte, and length-prefixed fields.
 
 Nothing here is trusted for being well-formed: what a site signs is the round that it recomputes, and what an
 aggregator believes are signatures inside the envelopes. This layer only refuses what cannot be read.
@@ -30,6 +30,8 @@ __all__ = [
     "Deliver",
     "Failed",
     "OfferRound",
+    "OpenRun",
+    "Opened",
     "Refused",
     "Reply",
     "Request",
@@ -46,6 +48,26 @@ _HEAD: Final = len(_MAGIC) + 1
 _MOST_FIELDS: Final = 256
 _MOST_TEXT: Final = 4096
 _HASH: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRun:
+    """Tells a site which run begins; a site joins one run in its life, unless people say otherwise.
+
+    Attributes:
+        run_id: 16 bytes.
+        config_digest: SHA-256 of the run's configuration, which the site has on its own disk.
+    """
+
+    run_id: bytes
+    config_digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The site is in the run."""
+
+    run_id: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,19 +167,21 @@ class Signature:
     value: bytes = field(repr=False)
 
 
-Request: TypeAlias = OfferRound | Deliver | AskWitness | CoSign
-Reply: TypeAlias = Sent | Refused | Failed | WitnessAt | Signature
+Request: TypeAlias = OpenRun | OfferRound | Deliver | AskWitness | CoSign
+Reply: TypeAlias = Opened | Sent | Refused | Failed | WitnessAt | Signature
 
 _KINDS: Final[dict[type, int]] = {
     OfferRound: 1,
     Deliver: 2,
     AskWitness: 3,
     CoSign: 4,
+    OpenRun: 5,
     Sent: 65,
     Refused: 66,
     Failed: 67,
     WitnessAt: 68,
     Signature: 69,
+    Opened: 70,
 }
 
 
@@ -194,6 +218,9 @@ def decode_request(data: bytes, *, peer: str, most_bytes: int) -> Request:
                     checkpoint=Checkpoint.from_json(_object(body)),
                     proof=tuple(_exactly(one, _HASH) for one in proof),
                 )
+            case 5:
+                run_id, digest = parts
+                return OpenRun(run_id=_exactly(run_id, 16), config_digest=_exactly(digest, _HASH))
     except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(peer, f"malformed request ({type(error).__name__})") from None
     raise RemoteProtocolError(peer, f"request of unknown kind {kind}")
@@ -225,6 +252,9 @@ def decode_reply(data: bytes, *, peer: str, most_bytes: int) -> Reply:
             case 69:
                 (value,) = parts
                 return Signature(value=_exactly(value, 64))
+            case 70:
+                (run_id,) = parts
+                return Opened(run_id=_exactly(run_id, 16))
     except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(peer, f"malformed reply ({type(error).__name__})") from None
     raise RemoteProtocolError(peer, f"reply of unknown kind {kind}")
@@ -244,7 +274,9 @@ def _fields(message: Request | Reply) -> list[bytes]:  # noqa: PLR0911 - one ret
             ]
         case Deliver():
             return [struct.pack("<Q", message.round_id), *message.payloads]
-        case AskWitness():
+        case OpenRun():
+            return [message.run_id, message.config_digest]
+        case AskWitness() | Opened():
             return [message.run_id]
         case CoSign():
             return [json.dumps(message.checkpoint.to_json()).encode(), *message.proof]

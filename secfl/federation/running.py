@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from secfl.config import DpMode, RunConfig, Scheme
-from secfl.crypto.identity import Directory, Identity
 from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, RoundAborted
 from secfl.federation import checkpoint, early_stopping, evaluation, personal, summary
 from secfl.federation.accounts import RunAccounts
@@ -15,6 +16,7 @@ from secfl.federation.adaptive_run import AdaptiveRun
 from secfl.federation.coordinator import RoundOutcome, run_round
 from secfl.federation.engines import RoundEngine, RunSetting, open_engine
 from secfl.federation.local_work import LocalReport
+from secfl.federation.members import Members
 from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
 from secfl.federation.offer import RoundOffer
 from secfl.federation.privacy import RunTerms
@@ -42,12 +44,13 @@ class Simulation:
     task: Task
     terms: RunTerms
     threshold: int
-    identities: list[Identity]
+    members: Members
     accounts: RunAccounts
     observer: Observer
     state: State
     optimizer: ServerOptimizer
     task_factory: str | None = None
+    opener: Callable[[RunSetting], AbstractContextManager[RoundEngine]] = open_engine
     rounds_completed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -109,11 +112,12 @@ class Simulation:
             task=self.task,
             task_factory=self.task_factory,
             terms=self.terms,
-            identities=self.identities,
+            members=self.members,
         )
         stopped = "completed", "all rounds completed"
         patience = self.config.training.early_stopping
-        with open_engine(setting) as engine:
+        with self.opener(setting) as engine:
+            self.accounts.signers = self.members.identities or engine.co_signers
             while self.rounds_completed < self.terms.rounds:
                 if patience is not None and early_stopping.is_over(self.rows, patience=patience):
                     stopped = "early", f"no better Dice on public images for {patience} rounds"
@@ -154,7 +158,7 @@ class Simulation:
         self._keep(outcome, engine, index=index, dropped=dropped, began=began)
 
     def _attempt(self, engine: RoundEngine, index: int, drops: dict[ClientId, int]) -> RoundOutcome:
-        directory = Directory.enroll(self.identities)
+        directory = self.members.directory
         round_id = self.accounts.next_round_id()
         recorder = self.run.recorder() if self.config.record else None
         self.announced = self.adaptive.announce()
@@ -187,10 +191,10 @@ class Simulation:
         if not self.config.dropout:
             return {}
         generator = ExperimentSeed(self.config.seed).generator(f"dropout/{index}/{attempt}")
-        last = sends_before_input(self.config.secure_agg)
+        last, names = sends_before_input(self.config.secure_agg), self.members.names
         return {
-            identity.name: int(generator.random() * (last + 1))
-            for identity, chance in zip(self.identities, generator.random(len(self.identities)), strict=True)
+            name: int(generator.random() * (last + 1))
+            for name, chance in zip(names, generator.random(len(names)), strict=True)
             if chance < self.config.dropout
         }
 

@@ -14,6 +14,7 @@ from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.budgets import admitted_rounds, fitting_terms, open_accounts, reopen_accounts
+from secfl.federation.members import Members
 from secfl.federation.observer import Observer
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
@@ -71,7 +72,7 @@ def simulate(
     identities = [Identity.generate(site, SystemRng()) for site in task.sites]
     run.keep_identities(identities)
     accounts = RunAccounts.create(
-        run, config, terms, identities=identities, threshold=threshold, shared=shared
+        run, config, terms, members=Members.simulated(identities), threshold=threshold, shared=shared
     )
     simulation = Simulation(
         config=config,
@@ -79,7 +80,7 @@ def simulate(
         task=task,
         terms=terms,
         threshold=threshold,
-        identities=identities,
+        members=Members.simulated(identities),
         accounts=accounts,
         observer=observer,
         state=state,
@@ -113,7 +114,7 @@ def resume(
     terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
     identities = run.identities()
     accounts = RunAccounts.resume(
-        run, terms, identities=identities, shared=reopen_accounts(config, task.sites)
+        run, terms, members=Members.simulated(identities), shared=reopen_accounts(config, task.sites)
     )
     simulation = Simulation(
         config=config,
@@ -121,7 +122,7 @@ def resume(
         task=task,
         terms=terms,
         threshold=threshold,
-        identities=identities,
+        members=Members.simulated(identities),
         accounts=accounts,
         observer=observer,
         state=state,

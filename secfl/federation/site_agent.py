@@ -31,6 +31,8 @@ from secfl.federation.requests import (
     Deliver,
     Failed,
     OfferRound,
+    Opened,
+    OpenRun,
     Refused,
     Reply,
     Sent,
@@ -151,6 +153,9 @@ class SiteAgent:
                 case AskWitness():
                     self._check_run(message.run_id)
                     reply = WitnessAt(size=self._witness.last_size)
+                case OpenRun():
+                    self._check_run(message.run_id)
+                    reply = Opened(run_id=message.run_id)
                 case CoSign():
                     reply = Signature(value=self._witness.co_sign(message.checkpoint, message.proof))
         except RemoteProtocolError as error:

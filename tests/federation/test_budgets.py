@@ -14,6 +14,7 @@ from secfl.crypto.identity import Directory
 from secfl.errors import BudgetExhausted, ConfigError
 from secfl.federation import simulation
 from secfl.federation.accounts import RunAccounts
+from secfl.federation.members import Members
 from secfl.federation.observer import SilentObserver
 from secfl.federation.rundir import RunDirectory, read_summary
 from secfl.ledger import Account, Exposure, PrivacyLedger
@@ -290,6 +291,6 @@ def test_the_accounts_of_a_run_belong_to_its_header(tmp_path):
         simulate(tmp_path / "run", settings, observer=Crash(after=1))
     run = RunDirectory.open(tmp_path / "run")
     with pytest.raises(ConfigError, match="account"):
-        RunAccounts.resume(run, None, identities=run.identities())
+        RunAccounts.resume(run, None, members=Members.simulated(run.identities()))
     document = json.loads(run.ledger.read_text().splitlines()[0])
     assert document["body"]["cohort"] == sorted(Directory.enroll(run.identities()).keys)

@@ -16,6 +16,8 @@ from secfl.federation.requests import (
     Deliver,
     Failed,
     OfferRound,
+    Opened,
+    OpenRun,
     Refused,
     Sent,
     Signature,
@@ -41,6 +43,7 @@ REQUESTS = [
     OFFER,
     Deliver(round_id=RoundId(7), payloads=(b"one", b"", b"three")),
     AskWitness(run_id=bytes(16)),
+    OpenRun(run_id=bytes(16), config_digest=bytes(32)),
     CoSign(
         checkpoint=Checkpoint(
             kind="checkpoint", run_id=bytes(16), size=4, root=bytes(32), time="now", signers=(ClientId("a"),)
@@ -53,6 +56,7 @@ REPLIES = [
     Refused(round_id=RoundId(7), reason="no"),
     Failed(round_id=RoundId(7), reason="cannot"),
     WitnessAt(size=12),
+    Opened(run_id=bytes(16)),
     Signature(value=bytes(64)),
 ]
 
