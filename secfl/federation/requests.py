@@ -1,7 +1,8 @@
 """What a coordinator asks a site and what the site replies, as bytes: the same over every engine.
 
 A request is one of `OpenRun`, `OfferRound`, `Deliver`, `AskWitness`, `CoSign`; a reply is one of `Opened`,
-`Sent`, `Refused`, `Failed`, `WitnessAt`, `Signature`. Each has one encoding: ``b"SFR1"``, a kind byte, and length-prefixed fields.
+`Sent`, `Refused`, `Failed`, `WitnessAt`, `Signature`. Each has one encoding: ``b"SFR1"``, a kind byte, and
+length-prefixed fields.
 
 Nothing here is trusted for being well-formed: what a site signs is the round that it recomputes, and what an
 aggregator believes are signatures inside the envelopes. This layer only refuses what cannot be read.
