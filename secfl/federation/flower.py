@@ -26,7 +26,7 @@ from flwr.serverapp import Grid, ServerApp
 from secfl.errors import ConfigError, RoundAborted
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.site_agent import SiteAgent
-from secfl.federation.site_process import simulated_agent
+from secfl.federation.site_setup import simulated_agent
 from secfl.federation.work import make_task
 from secfl.segmentation.task import Task
 from secfl.types import ClientId

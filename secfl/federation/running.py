@@ -54,6 +54,7 @@ class Simulation:
     rounds_completed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
     adaptive: AdaptiveRun = field(init=False)
     announced: Announcement = field(init=False, default=NOTHING_ANNOUNCED)
 
@@ -140,10 +141,8 @@ class Simulation:
         index = self.rounds_completed
         began = time.perf_counter()
         outcome: RoundOutcome | None = None
-        dropped: list[ClientId] = []
         for attempt in range(_ATTEMPTS):
             drops = self._drops(index, attempt)
-            dropped = sorted(drops)
             try:
                 outcome = self._attempt(engine, index, drops)
                 break
@@ -155,7 +154,7 @@ class Simulation:
                 f"round {index + 1}: too few clients remained in {_ATTEMPTS} attempts; nothing was opened; "
                 f"go on by --resume {self.run.root}"
             )
-        self._keep(outcome, engine, index=index, dropped=dropped, began=began)
+        self._keep(outcome, engine, index=index, began=began)
 
     def _attempt(self, engine: RoundEngine, index: int, drops: dict[ClientId, int]) -> RoundOutcome:
         directory = self.members.directory
@@ -204,11 +203,11 @@ class Simulation:
         engine: RoundEngine,
         *,
         index: int,
-        dropped: list[ClientId],
         began: float,
     ) -> None:
         """Write down a finished round. The checkpoint comes last: without it the round is run again."""
         self.state = outcome.state
+        dropped = sorted(set(self.members.names) - set(outcome.survivors))
         self.adaptive.observe(outcome.clip_bits)
         self.rounds_completed = index + 1
         reports = {client.name: client.report or LocalReport() for client in engine.clients}
@@ -227,7 +226,7 @@ class Simulation:
             "round": index,
             "evaluation_only": summary.evaluation_only(metrics) if evaluated else None,
             "survivors": list(outcome.survivors),
-            "dropped": list(dropped),
+            "dropped": dropped,
             "bytes_up": dict(sorted(carriage.bytes_up.items())),
             "bytes_down": dict(sorted(carriage.bytes_down.items())),
             "seconds": times.as_dict(),
@@ -324,6 +323,7 @@ class Simulation:
             reason=reason,
             stopped=stopped,
         )
+        document |= {"simulated": bool(self.members.identities), **self.facts}
         run.write_summary(document)
         run.forget_identities()
         self.run.log(f"finished: {stopped}")

@@ -6,6 +6,8 @@ is real: the protocol, the bytes, the noise, the accounting.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.budgets import admitted_rounds, fitting_terms, open_accounts, reopen_accounts
+from secfl.federation.engines import RoundEngine, RunSetting, open_engine
 from secfl.federation.members import Members
 from secfl.federation.observer import Observer
 from secfl.federation.privacy import RunTerms
@@ -28,7 +31,7 @@ from secfl.randomness import SystemRng
 from secfl.segmentation.task import Task
 from secfl.types import client_id
 
-__all__ = ["resume", "simulate"]
+__all__ = ["resume", "simulate", "start"]
 
 
 def simulate(
@@ -59,9 +62,52 @@ def simulate(
         PrivacyError: The privacy plan is refused, or the account of a site is spent.
         RoundAborted: Too few clients remained, again and again.
     """
+    refuse_existing(out)
+    task = task or make_task(config, task_factory)
+    identities = tuple(Identity.generate(site, SystemRng()) for site in task.sites)
+    return start(
+        config,
+        out=out,
+        observer=observer,
+        task=task,
+        task_factory=task_factory,
+        members=Members.simulated(identities),
+    )
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse to write into a run directory that is there already."""
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; expected a new folder, or --resume {out}")
-    task = task or make_task(config, task_factory)
+
+
+def start(
+    config: RunConfig,
+    *,
+    out: Path,
+    observer: Observer,
+    task: Task,
+    task_factory: str | None,
+    members: Members,
+    opener: Callable[[RunSetting], AbstractContextManager[RoundEngine]] = open_engine,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run a federation from the start, wherever its sites and their keys are.
+
+    Args:
+        config: The run.
+        out: The run directory; must not exist.
+        observer: Told what happens.
+        task: What is learned; evaluates the model on what this process may see.
+        task_factory: As in `simulate`.
+        members: Who takes part.
+        opener: Connects to the sites.
+        facts: What else the summary says of how the run was carried.
+
+    Returns:
+        The summary. Errors as in `simulate`.
+    """
+    refuse_existing(out)
     state = task.initial_state()
     threshold = _threshold(config, task)
     terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
@@ -69,24 +115,24 @@ def simulate(
     scheme_for(scheme_spec(config.secure_agg))
     shared, notes = _accounts(config, terms, task, threshold=threshold)
     run = RunDirectory.create(out, config)
-    identities = [Identity.generate(site, SystemRng()) for site in task.sites]
-    run.keep_identities(identities)
-    accounts = RunAccounts.create(
-        run, config, terms, members=Members.simulated(identities), threshold=threshold, shared=shared
-    )
+    if members.identities:
+        run.keep_identities(members.identities)
+    accounts = RunAccounts.create(run, config, terms, members=members, threshold=threshold, shared=shared)
     simulation = Simulation(
         config=config,
         run=run,
         task=task,
         terms=terms,
         threshold=threshold,
-        members=Members.simulated(identities),
+        members=members,
         accounts=accounts,
         observer=observer,
         state=state,
         optimizer=_optimizer(config),
         task_factory=task_factory,
         notes=notes,
+        opener=opener,
+        facts=dict(facts or {}),
     )
     return simulation.run_to_the_end()
 

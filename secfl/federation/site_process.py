@@ -14,52 +14,16 @@ import signal
 import sys
 from pathlib import Path
 
-from secfl.config import check_cohort
-from secfl.crypto.identity import Directory
-from secfl.errors import ConfigError, SecflError
-from secfl.federation.privacy import run_terms
+from secfl.errors import SecflError
 from secfl.federation.rundir import RunDirectory
-from secfl.federation.schemes import scheme_spec
-from secfl.federation.site_agent import Reports, SiteAgent, SiteTerms, largest_message
+from secfl.federation.site_agent import largest_message
+from secfl.federation.site_setup import simulated_agent
 from secfl.federation.sockets import connect
 from secfl.federation.state import count_parameters
-from secfl.federation.work import local_work, make_task
-from secfl.randomness import SystemRng
-from secfl.segmentation.task import Task
+from secfl.federation.work import make_task
 from secfl.types import client_id
 
-__all__ = ["main", "simulated_agent"]
-
-SITES_FOLDER = "sites"
-
-
-def simulated_agent(run: RunDirectory, site: str, *, run_id: bytes, task: Task) -> SiteAgent:
-    """The agent of one site of a simulated run, on the terms of its configuration."""
-    config = run.config()
-    name = client_id(site)
-    identities = {identity.name: identity for identity in run.identities()}
-    if name not in identities:
-        raise ConfigError(f"{run.root}: has no site {site}")
-    layout = task.initial_state()
-    threshold = check_cohort(
-        len(task.sites), config.secure_agg.scheme, config.secure_agg.threshold, config.dropout
-    )
-    terms = run_terms(config, task, parameters=count_parameters(layout), threshold=threshold)
-    return SiteAgent(
-        identities[name],
-        folder=run.root / SITES_FOLDER / site,
-        terms=SiteTerms(
-            run_id=run_id,
-            directory=Directory.enroll(identities.values()),
-            threshold=threshold,
-            scheme=scheme_spec(config.secure_agg),
-            round_terms=terms.round_terms,
-            layout=layout,
-        ),
-        work=local_work(name, config=config, task=task, terms=terms),
-        rng=SystemRng(),
-        reports=Reports.SIMULATION,
-    )
+__all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,77 @@
+"""From a configuration to the agent of one site, the same in every engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from secfl.config import RunConfig, check_cohort
+from secfl.crypto.identity import Directory, Identity
+from secfl.errors import ConfigError
+from secfl.federation.privacy import run_terms
+from secfl.federation.rundir import RunDirectory
+from secfl.federation.schemes import scheme_spec
+from secfl.federation.site_agent import Reports, SiteAgent, SiteTerms
+from secfl.federation.state import count_parameters
+from secfl.federation.work import local_work
+from secfl.randomness import SystemRng
+from secfl.segmentation.task import Task
+from secfl.types import client_id
+
+__all__ = ["SITES_FOLDER", "make_agent", "simulated_agent"]
+
+SITES_FOLDER = "sites"
+"""Where a simulated run keeps what each site would keep on its own host."""
+
+
+def make_agent(
+    identity: Identity,
+    *,
+    config: RunConfig,
+    task: Task,
+    directory: Directory,
+    run_id: bytes,
+    folder: Path,
+    reports: Reports,
+) -> SiteAgent:
+    """The agent of one site, on the terms that follow from its own configuration and its own task.
+
+    Raises:
+        ConfigError: Numbers that cannot be met.
+        PrivacyError: The plan is weak and the configuration does not accept that.
+    """
+    layout = task.initial_state()
+    settings = config.secure_agg
+    threshold = check_cohort(len(directory.keys), settings.scheme, settings.threshold, config.dropout)
+    terms = run_terms(config, task, parameters=count_parameters(layout), threshold=threshold)
+    return SiteAgent(
+        identity,
+        folder=folder,
+        terms=SiteTerms(
+            run_id=run_id,
+            directory=directory,
+            threshold=threshold,
+            scheme=scheme_spec(settings),
+            round_terms=terms.round_terms,
+            layout=layout,
+        ),
+        work=local_work(identity.name, config=config, task=task, terms=terms),
+        rng=SystemRng(),
+        reports=reports,
+    )
+
+
+def simulated_agent(run: RunDirectory, site: str, *, run_id: bytes, task: Task) -> SiteAgent:
+    """The agent of one site of a simulated run."""
+    name = client_id(site)
+    identities = {identity.name: identity for identity in run.identities()}
+    if name not in identities:
+        raise ConfigError(f"{run.root}: has no site {site}")
+    return make_agent(
+        identities[name],
+        config=run.config(),
+        task=task,
+        directory=Directory.enroll(identities.values()),
+        run_id=run_id,
+        folder=run.root / SITES_FOLDER / site,
+        reports=Reports.SIMULATION,
+    )
