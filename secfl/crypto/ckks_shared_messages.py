@@ -23,6 +23,7 @@ from secfl.crypto.attachments import Words
 from secfl.crypto.ckks_layout import RoundLayout
 from secfl.crypto.hazmat.sealed import HYBRID_PUBLIC_BYTES, SEAL_OVERHEAD, derive
 from secfl.crypto.masking_round import MaskedRound
+from secfl.crypto.messages import FixedBody
 from secfl.crypto.packing import pack, packed_size, unpack
 from secfl.crypto.wire import DIGEST_BYTES, Reader, Signed
 from secfl.errors import LocalProtocolError, RemoteProtocolError
@@ -79,52 +80,26 @@ class SealedKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedInput:
+class SharedInput(FixedBody):
     """Phase 3, client to all: under which key it encrypted, from which nonce, and the ciphertext's digest."""
 
     identifier: bytes
     nonce: bytes
     ciphertext_digest: bytes
 
-    SIZE: ClassVar[int] = DIGEST_BYTES + NONCE_BYTES + DIGEST_BYTES
-
-    def encode(self) -> bytes:
-        """The body, `SIZE` bytes."""
-        return self.identifier + self.nonce + self.ciphertext_digest
-
-    @classmethod
-    def decode(cls, body: bytes, *, peer: str) -> Self:
-        """Parse a body."""
-        reader = Reader(body, peer=peer)
-        value = cls(
-            identifier=reader.take(DIGEST_BYTES),
-            nonce=reader.take(NONCE_BYTES),
-            ciphertext_digest=reader.take(DIGEST_BYTES),
-        )
-        reader.end()
-        return value
+    SIZES: ClassVar[tuple[int, ...]] = (DIGEST_BYTES, NONCE_BYTES, DIGEST_BYTES)
+    SIZE: ClassVar[int] = sum(SIZES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SharedSums:
+class SharedSums(FixedBody):
     """Phase 4, opener to aggregator: whose inputs it added, and the digest of the packed sums."""
 
     survivors_digest: bytes
     sums_digest: bytes
 
-    SIZE: ClassVar[int] = 2 * DIGEST_BYTES
-
-    def encode(self) -> bytes:
-        """The body, `SIZE` bytes."""
-        return self.survivors_digest + self.sums_digest
-
-    @classmethod
-    def decode(cls, body: bytes, *, peer: str) -> Self:
-        """Parse a body."""
-        reader = Reader(body, peer=peer)
-        value = cls(survivors_digest=reader.take(DIGEST_BYTES), sums_digest=reader.take(DIGEST_BYTES))
-        reader.end()
-        return value
+    SIZES: ClassVar[tuple[int, ...]] = (DIGEST_BYTES, DIGEST_BYTES)
+    SIZE: ClassVar[int] = sum(SIZES)
 
 
 def key_identifier(seed: bytes, *, digest: bytes) -> bytes:

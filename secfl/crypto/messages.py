@@ -6,7 +6,7 @@ The bodies are what clients sign. `Parcel` and `Delivery` are parts that signed 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Final, Self
 
 from secfl.crypto.hazmat.merkle import HASH_BYTES, depth
@@ -27,6 +27,7 @@ __all__ = [
     "Consistency",
     "Deal",
     "Delivery",
+    "FixedBody",
     "InputHeader",
     "Parcel",
     "PlainHeader",
@@ -38,7 +39,27 @@ SECRET_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Advertise:
+class FixedBody:
+    """A body of byte strings of fixed sizes, one after the other in the order of the attributes."""
+
+    SIZES: ClassVar[tuple[int, ...]] = ()
+    SIZE: ClassVar[int] = 0
+
+    def encode(self) -> bytes:
+        """The body, `SIZE` bytes."""
+        return b"".join(getattr(self, one.name) for one in fields(self))
+
+    @classmethod
+    def decode(cls, body: bytes, *, peer: str) -> Self:
+        """Parse a body."""
+        reader = Reader(body, peer=peer)
+        values = {one.name: reader.take(size) for one, size in zip(fields(cls), cls.SIZES, strict=True)}
+        reader.end()
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advertise(FixedBody):
     """Phase 1, client to all: fresh public keys. The first two are the public half of the mask key pair.
 
     Attributes:
@@ -51,32 +72,17 @@ class Advertise:
     x25519: bytes
     sealing: bytes
 
-    SIZE: ClassVar[int] = 2 * HYBRID_PUBLIC_BYTES
-
-    def encode(self) -> bytes:
-        """The body, `SIZE` bytes."""
-        return self.kem + self.x25519 + self.sealing
+    SIZES: ClassVar[tuple[int, ...]] = (KEM_PUBLIC_BYTES, X25519_BYTES, HYBRID_PUBLIC_BYTES)
+    SIZE: ClassVar[int] = sum(SIZES)
 
     @property
     def mask_key(self) -> bytes:
         """The public half of the mask key pair, 1216 bytes."""
         return self.kem + self.x25519
 
-    @classmethod
-    def decode(cls, body: bytes, *, peer: str) -> Self:
-        """Parse a body."""
-        reader = Reader(body, peer=peer)
-        value = cls(
-            kem=reader.take(KEM_PUBLIC_BYTES),
-            x25519=reader.take(X25519_BYTES),
-            sealing=reader.take(HYBRID_PUBLIC_BYTES),
-        )
-        reader.end()
-        return value
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deal:
+class Deal(FixedBody):
     """Phase 2, client to all: what binds its secrets and everything that it deals out.
 
     Attributes:
@@ -97,37 +103,8 @@ class Deal:
     escrow_digest: bytes
     parcels_root: bytes
 
-    SIZE: ClassVar[int] = 7 * DIGEST_BYTES
-
-    def encode(self) -> bytes:
-        """The body, `SIZE` bytes."""
-        return b"".join(
-            (
-                self.directory_digest,
-                self.root_commitment,
-                self.self_commitment,
-                self.own_root_commitment,
-                self.own_self_commitment,
-                self.escrow_digest,
-                self.parcels_root,
-            )
-        )
-
-    @classmethod
-    def decode(cls, body: bytes, *, peer: str) -> Self:
-        """Parse a body."""
-        reader = Reader(body, peer=peer)
-        value = cls(
-            directory_digest=reader.take(DIGEST_BYTES),
-            root_commitment=reader.take(DIGEST_BYTES),
-            self_commitment=reader.take(DIGEST_BYTES),
-            own_root_commitment=reader.take(DIGEST_BYTES),
-            own_self_commitment=reader.take(DIGEST_BYTES),
-            escrow_digest=reader.take(DIGEST_BYTES),
-            parcels_root=reader.take(DIGEST_BYTES),
-        )
-        reader.end()
-        return value
+    SIZES: ClassVar[tuple[int, ...]] = (DIGEST_BYTES,) * 7
+    SIZE: ClassVar[int] = sum(SIZES)
 
 
 def escrow_bytes(secrets: int) -> int:
@@ -234,47 +211,25 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputHeader:
+class InputHeader(FixedBody):
     """Phase 3, client to all: which members its masks are for, and the digest of its masked input."""
 
     members_digest: bytes
     input_digest: bytes
 
-    SIZE: ClassVar[int] = 2 * DIGEST_BYTES
-
-    def encode(self) -> bytes:
-        """The body, `SIZE` bytes."""
-        return self.members_digest + self.input_digest
-
-    @classmethod
-    def decode(cls, body: bytes, *, peer: str) -> Self:
-        """Parse a body."""
-        reader = Reader(body, peer=peer)
-        value = cls(members_digest=reader.take(DIGEST_BYTES), input_digest=reader.take(DIGEST_BYTES))
-        reader.end()
-        return value
+    SIZES: ClassVar[tuple[int, ...]] = (DIGEST_BYTES, DIGEST_BYTES)
+    SIZE: ClassVar[int] = sum(SIZES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Consistency:
+class Consistency(FixedBody):
     """Phase 4, client to all: which members, and the digest of the survivors' headers."""
 
     members_digest: bytes
     survivors_digest: bytes
 
-    SIZE: ClassVar[int] = 2 * DIGEST_BYTES
-
-    def encode(self) -> bytes:
-        """The body, `SIZE` bytes."""
-        return self.members_digest + self.survivors_digest
-
-    @classmethod
-    def decode(cls, body: bytes, *, peer: str) -> Self:
-        """Parse a body."""
-        reader = Reader(body, peer=peer)
-        value = cls(members_digest=reader.take(DIGEST_BYTES), survivors_digest=reader.take(DIGEST_BYTES))
-        reader.end()
-        return value
+    SIZES: ClassVar[tuple[int, ...]] = (DIGEST_BYTES, DIGEST_BYTES)
+    SIZE: ClassVar[int] = sum(SIZES)
 
 
 @dataclass(frozen=True, slots=True)
