@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from secfl._version import __version__
-from secfl.cli import bench, doctor, keys, ledger, models, plan, simulate, study
+from secfl.cli import audit, bench, doctor, keys, ledger, models, plan, simulate, study
 from secfl.errors import SecflError
 
 __all__ = ["INTERRUPTED", "app", "main"]
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.command("simulate")(simulate.simulate)
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.add_typer(study.app, name="study")

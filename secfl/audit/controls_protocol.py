@@ -1,0 +1,243 @@
+"""Controls of sampling and of what is sent: schedules, schemes, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secfl.audit.controls import Control, Kind, Preset
+from secfl.audit.findings import Finding
+from secfl.audit.other_tests import collision_test
+from secfl.audit.recording import Recording
+from secfl.audit.rounds import record_rounds, small_values
+from secfl.audit.sampling_tests import batch_size_test, inclusion_test, membership_matrix, repetition_test
+from secfl.audit.seen import RunShape
+from secfl.audit.transcript import audit_transcript
+from secfl.audit.verdicts import REFUTED_LEVEL
+from secfl.crypto.aggregation import SecureAggregation
+from secfl.crypto.hazmat.prg import MaskStream, Sign, add_streams
+from secfl.crypto.identity import SIGNATURE_BYTES
+from secfl.crypto.masking import Masking
+from secfl.crypto.masking_client import MaskingClient
+from secfl.crypto.masking_keys import self_key
+from secfl.crypto.messages import InputHeader
+from secfl.crypto.packing import pack, packed_size, unpack
+from secfl.crypto.plain import Plain
+from secfl.crypto.wire import FRAME_BYTES, MessageType
+from secfl.dp.sampling import PoissonSampler
+from secfl.randomness import ExperimentSeed, InsecureSeededRng, Rng
+from secfl.testing.adversaries.broken_masking import BrokenMasking, FoldedRng, LeakyClient
+from secfl.types import ClientId, SchemeSpec, VectorSpec
+
+__all__ = ["protocol_controls"]
+
+_PATIENTS: Final = 200
+_RATE: Final = 0.1
+_STEPS: Final = 400
+_STREAMS: Final = 1 << 18
+_MASKING: Final = SchemeSpec(name="masking")
+_Run = Callable[[InsecureSeededRng], Finding]
+
+
+def protocol_controls() -> list[Control]:
+    """All of them, wrong and right ones next to each other."""
+    return [*_sampling_controls(), *_transcript_controls(), *_seed_controls()]
+
+
+# Sampling
+
+
+def _poisson(rng: Rng) -> NDArray[np.bool_]:
+    sampler = PoissonSampler(population=_PATIENTS, rate=_RATE)
+    return membership_matrix([sampler.draw(rng) for _ in range(_STEPS)], _PATIENTS)
+
+
+def _shuffled(rng: Rng) -> NDArray[np.bool_]:
+    """Wrong as Poisson: epochs of a permutation, batches of fixed size."""
+    source = ExperimentSeed(int.from_bytes(rng.bytes(7), "little")).generator("shuffle")
+    size = round(_PATIENTS * _RATE)
+    batches: list[NDArray[np.intp]] = []
+    while len(batches) < _STEPS:
+        order = source.permutation(_PATIENTS)
+        batches += [order[at : at + size] for at in range(0, _PATIENTS, size)]
+    return membership_matrix(batches[:_STEPS], _PATIENTS)
+
+
+def _sampling_controls() -> list[Control]:
+    def restarted(sources: Callable[[InsecureSeededRng, int], Rng]) -> _Run:
+        def run(rng: InsecureSeededRng) -> Finding:
+            starts = iter((0, 1))
+            return repetition_test(lambda: _poisson(sources(rng, next(starts))), _RATE)
+
+        return run
+
+    sizes, inclusions, restarts = "batch sizes", "inclusions", "restart"
+    return [
+        Control(
+            name="shuffling accounted as Poisson (sizes)",
+            kind=Kind.NEGATIVE,
+            detector=sizes,
+            run=lambda rng: batch_size_test(_shuffled(rng), _RATE),
+        ),
+        Control(
+            name="shuffling accounted as Poisson (inclusions)",
+            kind=Kind.NEGATIVE,
+            detector=inclusions,
+            run=lambda rng: inclusion_test(_shuffled(rng), _RATE),
+        ),
+        Control(
+            name="Poisson sampling (sizes)",
+            kind=Kind.POSITIVE,
+            detector=sizes,
+            run=lambda rng: batch_size_test(_poisson(rng), _RATE),
+        ),
+        Control(
+            name="Poisson sampling (inclusions)",
+            kind=Kind.POSITIVE,
+            detector=inclusions,
+            run=lambda rng: inclusion_test(_poisson(rng), _RATE),
+        ),
+        Control(
+            name="seeded sampling presented as secret",
+            kind=Kind.NEGATIVE,
+            detector=restarts,
+            run=restarted(lambda rng, _: rng.fork("the experiment's seed")),
+        ),
+        Control(
+            name="sampling from a source of its own",
+            kind=Kind.POSITIVE,
+            detector=restarts,
+            run=restarted(lambda rng, start: rng.fork(f"start {start}")),
+        ),
+    ]
+
+
+# Transcripts
+
+
+class _SelfMaskOnly(MaskingClient):
+    """Wrong: the aggregator learns the only mask."""
+
+    __slots__ = ()
+
+    def _streams(self, vector: VectorSpec, seeds: object) -> list[MaskStream]:
+        del seeds
+        return super()._streams(vector, {})
+
+
+def _transcript(scheme: SecureAggregation, spec: SchemeSpec, *, edit: object = None) -> _Run:
+    def run(rng: InsecureSeededRng) -> Finding:
+        recording, shape = record_rounds(scheme, spec, rounds=6, rng=rng)
+        if callable(edit):
+            recording = edit(recording, shape, rng)
+        return _summed_up(audit_transcript(recording, shape))
+
+    return run
+
+
+def _summed_up(found: list[Finding]) -> Finding:
+    flagged = [one for one in found if one.flagged]
+    shown = flagged[0] if flagged else min(found, key=lambda one: 1.0 if one.p_value is None else one.p_value)
+    return Finding(
+        name="transcript",
+        flagged=bool(flagged),
+        statistic=f"{shown.name}: {shown.statistic}",
+        level=REFUTED_LEVEL,
+        p_value=shown.p_value,
+        power=f"{len(found)} tests",
+    )
+
+
+def _leak_one_coordinate(recording: Recording, shape: RunShape, rng: InsecureSeededRng) -> Recording:
+    """The same recording as a scheme leaves it that does not mask coordinate 17."""
+    (vector,) = shape.sent_vectors(MessageType.MASKED_INPUT)
+    begin = FRAME_BYTES + InputHeader.SIZE + SIGNATURE_BYTES
+    end = begin + packed_size(vector.length, bits=vector.modulus_bits)
+    edited = []
+    for number, one in enumerate(recording.envelopes):
+        payload = one.payload
+        if payload[4] == MessageType.MASKED_INPUT:
+            residues = unpack(payload[begin:end], length=vector.length, bits=vector.modulus_bits)
+            clear = small_values(1, bits=vector.modulus_bits, rng=rng.fork(f"clear {number}"))
+            residues[17] = clear[0]
+            payload = payload[:begin] + pack(residues, bits=vector.modulus_bits) + payload[end:]
+        edited.append(replace(one, payload=payload))
+    return Recording(edited)
+
+
+def _transcript_controls() -> list[Control]:
+    def control(name: str, kind: Kind, run: _Run, preset: Preset = Preset.SMOKE) -> Control:
+        return Control(name=name, kind=kind, detector="transcript audit", run=run, preset=preset)
+
+    honest = Masking(threads=1)
+    return [
+        control(
+            "plain presented as secure",
+            Kind.NEGATIVE,
+            _transcript(Plain(threads=1), SchemeSpec(name="plain")),
+        ),
+        control(
+            "a scheme that leaks one coordinate",
+            Kind.NEGATIVE,
+            _transcript(honest, _MASKING, edit=_leak_one_coordinate),
+        ),
+        control(
+            "a value where a nonce should be",
+            Kind.NEGATIVE,
+            _transcript(BrokenMasking(client_class=LeakyClient), _MASKING),
+        ),
+        control(
+            "self masks alone",
+            Kind.NEGATIVE,
+            _transcript(BrokenMasking(client_class=_SelfMaskOnly), _MASKING),
+        ),
+        control("masking", Kind.POSITIVE, _transcript(honest, _MASKING)),
+        *(
+            control(f"ckks, {mode}", Kind.POSITIVE, _ckks(mode), Preset.FULL)
+            for mode in ("sum-key", "shared")
+        ),
+    ]
+
+
+def _ckks(mode: str) -> _Run:
+    def run(rng: InsecureSeededRng) -> Finding:
+        from secfl.crypto.ckks import Ckks, KeyMode
+
+        spec = SchemeSpec(name="ckks", parameters=(("key_mode", mode),))
+        return _transcript(Ckks(key_mode=KeyMode(mode)), spec)(rng)
+
+    return run
+
+
+# Seeds
+
+
+def _streams(rng: Rng) -> Iterator[bytes]:
+    """The beginnings of many self masks, derived as clients derive them."""
+    vector = VectorSpec(name="update", length=4, modulus_bits=32)
+    for _ in range(_STREAMS):
+        key = self_key(rng.bytes(32), vector, digest=bytes(32), client=ClientId("site"))
+        words = np.zeros(4, np.uint32)
+        add_streams(words, [MaskStream(key, Sign.ADD)])
+        yield words.tobytes()
+
+
+def _seed_controls() -> list[Control]:
+    return [
+        Control(
+            name="mask seeds of 32 bits",
+            kind=Kind.NEGATIVE,
+            detector="collisions",
+            run=lambda rng: collision_test(_streams(FoldedRng(rng, bits=32))),
+        ),
+        Control(
+            name="mask seeds of 256 bits",
+            kind=Kind.POSITIVE,
+            detector="collisions",
+            run=lambda rng: collision_test(_streams(rng)),
+        ),
+    ]

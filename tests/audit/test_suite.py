@@ -1,0 +1,87 @@
+"""The suite: every negative control is flagged, every positive one is not, and the command says so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from secfl.audit import suite as suites
+from secfl.audit.controls import Control, Kind, Preset
+from secfl.audit.findings import Finding
+from secfl.audit.suite import all_controls, run_suite
+from secfl.cli.main import main
+from secfl.randomness import InsecureSeededRng
+
+QUICK = [control for control in all_controls(Preset.SMOKE) if control.detector != "collisions"]
+EXPECTED = {
+    "noise off",
+    "noise halved",
+    "clip after the sum",
+    "mean over the actual batch",
+    "NaN in an update",
+    "replace-one accounted with add/remove sensitivity",
+    "one noise seed for two clients",
+    "floating-point noise",
+    "adaptive clip with the sign inverted",
+    "shuffling accounted as Poisson (sizes)",
+    "shuffling accounted as Poisson (inclusions)",
+    "seeded sampling presented as secret",
+    "plain presented as secure",
+    "a scheme that leaks one coordinate",
+    "mask seeds of 32 bits",
+}
+
+
+@pytest.mark.parametrize("control", QUICK, ids=lambda control: control.name)
+def test_each_control_comes_out_as_it_should(control):
+    finding = control.run(InsecureSeededRng(42).fork(control.name))
+    assert finding.flagged is control.expected, finding
+
+
+def test_every_negative_control_of_the_design_is_there_and_every_detector_has_both_kinds():
+    controls = all_controls(Preset.FULL)
+    assert {one.name for one in controls if one.kind is Kind.NEGATIVE} >= EXPECTED
+    kinds: dict[str, set[Kind]] = {}
+    for one in controls:
+        kinds.setdefault(one.detector, set()).add(one.kind)
+    assert {name for name, found in kinds.items() if found != set(Kind)} == set()
+    assert len({one.name for one in controls}) == len(controls)
+
+
+@pytest.mark.slow
+def test_twenty_seeds_of_every_control():
+    for seed in range(20):
+        report = run_suite(Preset.SMOKE, seed=seed)
+        wrong = [one.to_dict() for one in report.outcomes if not one.passed]
+        assert wrong == [], seed
+
+
+class TestCommand:
+    @pytest.fixture
+    def two_controls(self, monkeypatch):
+        def fake(*, blind: bool):
+            flagged = Finding(name="x", flagged=not blind, statistic="7", p_value=0.0)
+            silent = Finding(name="y", flagged=False, statistic="8")
+            controls = [
+                Control(name="wrong", kind=Kind.NEGATIVE, detector="d", run=lambda _: flagged),
+                Control(name="right", kind=Kind.POSITIVE, detector="d", run=lambda _: silent),
+            ]
+            monkeypatch.setattr(suites, "all_controls", lambda _: controls)
+
+        return fake
+
+    def test_json_has_what_the_page_says(self, two_controls, capsys):
+        two_controls(blind=False)
+        assert main(["audit", "suite", "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["passed"] is True
+        assert document["preset"] == "smoke"
+        first = document["controls"][0]
+        assert {"name", "kind", "flagged", "expected", "statistic"} <= set(first)
+        assert (first["kind"], first["flagged"], first["expected"]) == ("negative", True, True)
+
+    def test_a_detector_that_is_blind_fails_the_suite(self, two_controls, capsys):
+        two_controls(blind=True)
+        assert main(["audit", "suite"]) == 5
+        assert "1 not as expected" in capsys.readouterr().out
