@@ -36,6 +36,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "clip": ("privacy", "clip"),
     "ledger_dir": ("privacy", "ledger_dir"),
     "account_epsilon": ("privacy", "account_epsilon"),
+    "policy": ("privacy", "policy"),
     "accept_weak": ("privacy", "accept_weak"),
     "dp_schedule": ("privacy", "schedule"),
     "sampling_rate": ("privacy", "sampling_rate"),
@@ -139,6 +140,14 @@ def simulate(
         float | None,
         typer.Option(
             metavar="E", help="Cap of a new account; by default --epsilon.", rich_help_panel=_PRIVACY
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The sites' policy; a run that it does not allow ends with exit code 3.",
+            rich_help_panel=_PRIVACY,
         ),
     ] = None,
     accept_weak: Annotated[

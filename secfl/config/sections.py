@@ -213,6 +213,7 @@ class PrivacyConfig(Section):
         insecure_test_noise: A seed that makes noise reproducible; the ledger then says ``NonPrivate``.
         ledger_dir: Folder with one privacy account for each site, which several runs on the same patients share.
         account_epsilon: Cap of accounts that are started there; by default ``epsilon``. It cannot be changed later.
+        policy: The sites' policy, a TOML file; a run that it does not allow is refused before anybody trains.
         accept_weak: Run although the aggregator's ε exceeds 20.
         schedule: What is aggregated under ``patient``.
         sampling_rate: q, each patient's chance to take part in a step (``patient``).
@@ -255,6 +256,7 @@ class PrivacyConfig(Section):
     percentile_laplace: PercentileLaplaceConfig | None = None
     ledger_dir: str | None = Field(default=None, min_length=1)
     account_epsilon: float | None = Field(default=None, gt=0, le=1e4)
+    policy: str | None = Field(default=None, min_length=1)
 
 
 FOLDER_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

@@ -136,6 +136,11 @@ class RunAccounts:
         return self._state.header.run_id
 
     @property
+    def attempts(self) -> int:
+        """Attempts at rounds so far."""
+        return self._state.latest_attempt[0] + 1
+
+    @property
     def aborted(self) -> int:
         """Attempts that ended without a sum."""
         return len(self._state.aborts)
@@ -151,10 +156,10 @@ class RunAccounts:
         self._current = RoundAccount(self._ledger, self._terms, round_index=round_index, announced=announced)
         return self._current
 
-    def abort_round(self, reason: str) -> None:
+    def abort_round(self, reason: str, *, exposure: Exposure = Exposure.INPUTS_SENT) -> None:
         """Settle the attempt that has just ended without a sum."""
         if self._current is not None:
-            self._current.abort(reason)
+            self._current.abort(reason, exposure=exposure)
 
     def sign(self) -> None:
         """Have every client co-sign the ledger so far."""
@@ -271,7 +276,7 @@ class RoundAccount:
         )
         self._committed = True
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str, *, exposure: Exposure = Exposure.INPUTS_SENT) -> None:
         """Settle an attempt without a sum; one that was committed stays committed, and spent."""
         if self._reservation is not None and not self._committed:
-            self._ledger.abort(self._reservation, exposure=Exposure.INPUTS_SENT, reason=reason)
+            self._ledger.abort(self._reservation, exposure=exposure, reason=reason)

@@ -7,11 +7,12 @@ fit when nothing goes wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from secfl.config import DpMode, KeyMode, RunConfig, Scheme
-from secfl.errors import BudgetExhausted, ConfigError
+from secfl.errors import BudgetExhausted, ConfigError, PrivacyError
 from secfl.federation.privacy import RunTerms, run_terms
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.guarantees import Behaviour, Guarantee
@@ -57,7 +58,7 @@ def fitting_terms(config: RunConfig, task: Task, *, parameters: int, threshold: 
 
     Raises:
         ConfigError: Numbers that cannot be met, or an account for a run that promises nothing.
-        PrivacyError: The plan is weak and ``--accept-weak`` is not given.
+        PrivacyError: The plan is weak and ``--accept-weak`` is not given, or the target is beyond any proof.
         CapacityError: The sum does not fit.
     """
     terms = run_terms(config, task, parameters=parameters, threshold=threshold)
@@ -71,6 +72,12 @@ def fitting_terms(config: RunConfig, task: Task, *, parameters: int, threshold: 
     budget = run_budget(config, terms)
     if budget is None or target is None:
         return terms
+    error = _cost(config, terms, task.sites, threshold=threshold)(budget).error * terms.rounds
+    if math.exp(min(target, 600.0)) * error >= privacy.delta:
+        raise PrivacyError(
+            f"--epsilon {target:g}: nothing can be proved there, because the errors of sampler and cryptography count "
+            f"e^epsilon-fold and exceed delta {privacy.delta:g}; expected a smaller epsilon"
+        )
     for _ in range(_TRIES):
         caps = [budget]
         if privacy.ledger_dir is not None and privacy.account_epsilon is None:

@@ -10,6 +10,7 @@ from secfl.crypto.identity import Directory, Identity
 from secfl.errors import LocalProtocolError
 from secfl.federation.local_work import LocalReport, LocalWork
 from secfl.federation.offer import RoundOffer, RoundTerms
+from secfl.federation.policy import Guard
 from secfl.randomness import Rng
 from secfl.types import ClientId, RoundId
 
@@ -42,6 +43,7 @@ class SiteClient:
         directory: The enrolled keys, pinned at enrolment.
         terms: The public numbers it agreed to.
         rng: Keys and masks.
+        guard: The site's own policy; `None` where it has none.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class SiteClient:
         directory: Directory,
         terms: RoundTerms,
         rng: Rng,
+        guard: Guard | None = None,
     ) -> None:
         self.identity = identity
         self.report: LocalReport | None = None
@@ -61,6 +64,7 @@ class SiteClient:
         self._directory = directory
         self._terms = terms
         self._rng = rng
+        self._guard = guard
         self._last_round_id = RoundId(-1)
 
     @property
@@ -75,11 +79,14 @@ class SiteClient:
 
         Raises:
             LocalProtocolError: The round does not rise: one round is entered once.
+            PrivacyError: The site's policy does not allow it; nothing was touched.
             DataError: The update holds NaN or infinity.
         """
         if offer.round_id <= self._last_round_id:
             raise LocalProtocolError(f"round {offer.round_id} was entered before; a retry is a new round")
         self._last_round_id = offer.round_id
+        if self._guard is not None:
+            self._guard.admit(offer)
         spec = offer.specification(self._terms, self._directory)
         contribution = self._work.contribute(offer, spec)
         began = time.perf_counter()

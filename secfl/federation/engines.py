@@ -16,6 +16,7 @@ from secfl.federation.exchange import Deadlines, Exchange, ExchangeDriver, Remot
 from secfl.federation.inprocess import InProcessDriver
 from secfl.federation.members import Members
 from secfl.federation.multiprocess import SiteProcesses, python_module
+from secfl.federation.policy import Guard
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_for, scheme_spec
@@ -41,6 +42,8 @@ class RunSetting:
         task_factory: ``module:function`` that makes the same task in another process; ``None`` for segmentation.
         terms: The public numbers.
         members: The sites.
+        guard: The sites' policy, or ``None``; sites in other processes make their own.
+        entered: Attempts at rounds before the run was interrupted.
     """
 
     config: RunConfig
@@ -50,6 +53,8 @@ class RunSetting:
     task_factory: str | None
     terms: RunTerms
     members: Members
+    guard: Guard | None = None
+    entered: int = 0
 
 
 class RoundEngine(Protocol):
@@ -121,6 +126,7 @@ class _InProcess:
                 directory=setting.members.directory,
                 terms=setting.terms.round_terms,
                 rng=SystemRng(),
+                guard=None if setting.guard is None else setting.guard.fresh(entered=setting.entered),
             )
             for identity in setting.members.identities
         ]

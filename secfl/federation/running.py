@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secfl.config import DpMode, RunConfig, Scheme
-from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, RoundAborted
+from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, PrivacyError, RoundAborted
 from secfl.federation import checkpoint, early_stopping, evaluation, personal, summary
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.adaptive_run import AdaptiveRun
@@ -19,12 +19,14 @@ from secfl.federation.local_work import LocalReport
 from secfl.federation.members import Members
 from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
 from secfl.federation.offer import RoundOffer
+from secfl.federation.policy import Guard
 from secfl.federation.privacy import RunTerms
 from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec, sends_before_input
 from secfl.federation.server_optimizer import ServerOptimizer
 from secfl.federation.state import count_parameters
+from secfl.ledger.entry import Exposure
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.task import SiteMetrics, State, Task
 from secfl.types import ClientId
@@ -51,6 +53,7 @@ class Simulation:
     optimizer: ServerOptimizer
     task_factory: str | None = None
     opener: Callable[[RunSetting], AbstractContextManager[RoundEngine]] = open_engine
+    guard: Guard | None = None
     rounds_completed: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -114,6 +117,8 @@ class Simulation:
             task_factory=self.task_factory,
             terms=self.terms,
             members=self.members,
+            guard=self.guard,
+            entered=self.accounts.attempts,
         )
         stopped = "completed", "all rounds completed"
         patience = self.config.training.early_stopping
@@ -146,6 +151,10 @@ class Simulation:
             try:
                 outcome = self._attempt(engine, index, drops)
                 break
+            except PrivacyError:
+                # A site refuses before it works, and nothing is carried before all have worked.
+                self.accounts.abort_round("a site refused it", exposure=Exposure.NOTHING_SENT)
+                raise
             except BelowThreshold as reason:
                 self.accounts.abort_round("fewer survivors than the threshold")
                 self._say(f"round {index + 1}: aborted, nothing was opened ({reason}); trying again")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secfl.config import DpMode, DpSchedule, RunConfig, check_cohort
-from secfl.crypto.identity import Identity
+from secfl.crypto.identity import Directory, Identity
 from secfl.errors import ConfigError
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.budgets import admitted_rounds, fitting_terms, open_accounts, reopen_accounts
@@ -24,6 +24,7 @@ from secfl.federation.rundir import RunDirectory
 from secfl.federation.running import Simulation
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.federation.server_optimizer import Adam, ServerOptimizer, server_optimizer
+from secfl.federation.site_setup import site_guard
 from secfl.federation.state import count_parameters
 from secfl.federation.work import make_task
 from secfl.ledger.site_accounts import SiteAccounts
@@ -59,7 +60,7 @@ def simulate(
 
     Raises:
         ConfigError: A setting or the data cannot be used.
-        PrivacyError: The privacy plan is refused, or the account of a site is spent.
+        PrivacyError: The privacy plan is refused, by itself or by the sites' policy, or the account of a site is spent.
         RoundAborted: Too few clients remained, again and again.
     """
     refuse_existing(out)
@@ -113,6 +114,7 @@ def start(
     terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
     # A library that cannot be loaded is found before anything is written.
     scheme_for(scheme_spec(config.secure_agg))
+    guard = site_guard(config, terms, members.directory, threshold=threshold)
     shared, notes = _accounts(config, terms, task, threshold=threshold)
     run = RunDirectory.create(out, config)
     if members.identities:
@@ -130,6 +132,7 @@ def start(
         state=state,
         optimizer=_optimizer(config),
         task_factory=task_factory,
+        guard=guard,
         notes=notes,
         opener=opener,
         facts=dict(facts or {}),
@@ -159,6 +162,7 @@ def resume(
     threshold = _threshold(config, task)
     terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
     identities = run.identities()
+    guard = site_guard(config, terms, Directory.enroll(identities), threshold=threshold)
     accounts = RunAccounts.resume(
         run, terms, members=Members.simulated(identities), shared=reopen_accounts(config, task.sites)
     )
@@ -174,6 +178,7 @@ def resume(
         state=state,
         optimizer=_optimizer(config),
         task_factory=task_factory,
+        guard=guard,
     )
     simulation.go_back_to_checkpoint()
     return simulation.run_to_the_end()

@@ -25,6 +25,7 @@ from secfl.federation.journal import Journal
 from secfl.federation.journaled_party import JournaledParty
 from secfl.federation.local_work import LocalReport, LocalWork
 from secfl.federation.offer import RoundOffer, RoundTerms
+from secfl.federation.policy import Guard
 from secfl.federation.requests import (
     AskWitness,
     CoSign,
@@ -99,6 +100,8 @@ class SiteAgent:
         work: What it does with its data.
         rng: Keys and masks.
         reports: Whether figures of its own work are told.
+        guard: Makes what holds the run to the site's policy, or `None` where it has none; asked before the
+            first round is entered.
 
     Raises:
         LocalProtocolError: Another process holds the folder, or the journal is damaged.
@@ -113,6 +116,7 @@ class SiteAgent:
         work: LocalWork,
         rng: Rng,
         reports: Reports = Reports.NOTHING,
+        guard: Callable[[], Guard | None] = lambda: None,
     ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._identity = identity
@@ -120,6 +124,8 @@ class SiteAgent:
         self._work = work
         self._rng = rng
         self._reports = reports
+        self._make_guard = guard
+        self._guard: Guard | None = None
         self._scheme = scheme_for(terms.scheme)
         self._offer_file = folder / "offer.bin"
         self._journal = Journal(folder / "journal", client=identity.name)
@@ -189,6 +195,10 @@ class SiteAgent:
         return self._say(self._party.start)
 
     def _contribute(self, offer: RoundOffer, spec: RoundSpec, request: bytes) -> PrivatizedUpdate:
+        if self._guard is None:
+            self._guard = self._make_guard()
+        if self._guard is not None:
+            self._guard.admit(offer)
         # Kept so that another process can recompute the specification of a round that is under way.
         write_atomically(self._offer_file, request)
         contribution = self._work.contribute(offer, spec)

@@ -7,7 +7,9 @@ from pathlib import Path
 from secfl.config import RunConfig, check_cohort
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import ConfigError
-from secfl.federation.privacy import run_terms
+from secfl.federation.budgets import fitting_terms
+from secfl.federation.policy import Agreement, Guard, load_policy
+from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_spec
 from secfl.federation.site_agent import Reports, SiteAgent, SiteTerms
@@ -17,7 +19,7 @@ from secfl.randomness import SystemRng
 from secfl.segmentation.task import Task
 from secfl.types import client_id
 
-__all__ = ["SITES_FOLDER", "make_agent", "simulated_agent"]
+__all__ = ["SITES_FOLDER", "make_agent", "simulated_agent", "site_guard"]
 
 SITES_FOLDER = "sites"
 """Where a simulated run keeps what each site would keep on its own host."""
@@ -42,7 +44,7 @@ def make_agent(
     layout = task.initial_state()
     settings = config.secure_agg
     threshold = check_cohort(len(directory.keys), settings.scheme, settings.threshold, config.dropout)
-    terms = run_terms(config, task, parameters=count_parameters(layout), threshold=threshold)
+    terms = fitting_terms(config, task, parameters=count_parameters(layout), threshold=threshold)
     return SiteAgent(
         identity,
         folder=folder,
@@ -57,7 +59,24 @@ def make_agent(
         work=local_work(identity.name, config=config, task=task, terms=terms),
         rng=SystemRng(),
         reports=reports,
+        guard=lambda: site_guard(config, terms, directory, threshold=threshold),
     )
+
+
+def site_guard(config: RunConfig, terms: RunTerms, directory: Directory, *, threshold: int) -> Guard | None:
+    """What holds a run to the policy that a site's configuration names; ``None`` without one.
+
+    Raises:
+        ConfigError: The policy cannot be read.
+        PrivacyError: It does not allow the run.
+    """
+    path = config.privacy.policy
+    if path is None:
+        return None
+    agreement = Agreement(
+        directory=directory, threshold=threshold, scheme=scheme_spec(config.secure_agg), terms=terms
+    )
+    return Guard(load_policy(path), agreement, name=f"policy {path}")
 
 
 def simulated_agent(run: RunDirectory, site: str, *, run_id: bytes, task: Task) -> SiteAgent:

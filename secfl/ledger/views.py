@@ -33,7 +33,7 @@ from secfl.ledger.state import LedgerState, Terms
 from secfl.ledger.statement import Statement
 from secfl.ledger.words import condition, sight
 
-__all__ = ["adversaries", "planned_charge", "statements", "statements_about"]
+__all__ = ["adversaries", "planned_charge", "planned_statements", "statements", "statements_about"]
 
 _Figures = tuple[float, float, float]
 """ε proved, ε by the Rényi accountant, ε of the Gaussian reference."""
@@ -81,6 +81,33 @@ def statements_about(
     delta = state.header.delta if delta is None else delta
     joiner = _Joiner(state.header, found, delta)
     return [joiner.row(adversary, site) for adversary in rows for site in _sites(state.header, found)]
+
+
+def planned_statements(
+    header: RunHeader, planned: Iterable[tuple[Terms, int]], rows: Iterable[Adversary]
+) -> list[Statement]:
+    """The rows of a run that has not begun: so many rounds on each terms, with only the threshold surviving.
+
+    Args:
+        header: Of the run; its δ is used.
+        planned: Terms and how many rounds are released on them.
+        rows: The adversaries.
+
+    Raises:
+        ConfigError: The header has no δ, though there is noise.
+    """
+    found = [
+        Release(
+            terms=terms,
+            survivors=header.threshold,
+            opened=True,
+            count=count,
+            total_variation=count * sampler_error(terms.event),
+        )
+        for terms, count in planned
+    ]
+    joiner = _Joiner(header, found, header.delta)
+    return [joiner.row(adversary, site) for adversary in rows for site in _sites(header, found)]
 
 
 class _Joiner:

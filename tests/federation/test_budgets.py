@@ -11,7 +11,7 @@ import pytest
 from secfl.cli.main import main
 from secfl.config import load_config
 from secfl.crypto.identity import Directory
-from secfl.errors import BudgetExhausted, ConfigError
+from secfl.errors import BudgetExhausted, ConfigError, PrivacyError
 from secfl.federation import simulation
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.members import Members
@@ -167,6 +167,11 @@ class TestRunBudget:
             simulate(tmp_path / "run", settings, observer=Crash(after=2))
         summary = simulation.resume(tmp_path / "run", observer=SilentObserver(), task=task())
         assert (summary["stopped"], summary["rounds_completed"]) == ("budget", 3)
+
+    def test_a_target_at_which_nothing_can_be_proved_is_refused(self, tmp_path):
+        with pytest.raises(PrivacyError, match="--epsilon 90: nothing can be proved"):
+            simulate(tmp_path / "run", config(epsilon=90.0, accept_weak=True))
+        assert not (tmp_path / "run").exists()
 
     def test_without_a_target_there_is_no_budget(self, tmp_path):
         summary = simulate(tmp_path / "run", config(epsilon=None, noise_multiplier=2.0))
