@@ -35,9 +35,14 @@ __all__ = [
 ]
 
 
-def _positive(name: str, value: float) -> None:
+_LEAST, _MOST = 1e-9, 1e9
+
+
+def _positive(name: str, value: float, *, most: float = math.inf) -> None:
     if not (value > 0 and math.isfinite(value)):
         raise UnsupportedEvent(f"{name}: expected a positive number")
+    if not _LEAST <= value <= most:
+        raise UnsupportedEvent(f"{name}: {value:g} is beyond what can be accounted for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Gaussian:
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        _positive("Gaussian.noise_multiplier", self.noise_multiplier)
+        _positive("Gaussian.noise_multiplier", self.noise_multiplier, most=_MOST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +91,15 @@ class IntegerNoise:
     sampler_error: float
 
     def __post_init__(self) -> None:
-        _positive("IntegerNoise.sigma", self.sigma)
+        for label, count in (
+            ("sensitivity", self.sensitivity),
+            ("dimension", self.dimension),
+            ("shares", self.shares),
+        ):
+            if not 1 <= count < 2**53:
+                raise UnsupportedEvent(f"IntegerNoise.{label}: expected 1 to 2**53")
+        _positive("IntegerNoise.sigma", self.sigma, most=_MOST * self.sensitivity)
         _positive("IntegerNoise.smallest_share", self.smallest_share)
-        if self.sensitivity < 1 or self.dimension < 1 or self.shares < 1:
-            raise UnsupportedEvent("IntegerNoise: sensitivity, dimension and shares must be at least 1")
         if not 0 <= self.sampler_error < 1:
             raise UnsupportedEvent("IntegerNoise.sampler_error: expected 0 to 1")
         if self.shares * self.smallest_share**2 > self.sigma**2 * (1 + 1e-9):
@@ -108,7 +118,7 @@ class ZeroConcentrated:
     rho: float
 
     def __post_init__(self) -> None:
-        _positive("ZeroConcentrated.rho", self.rho)
+        _positive("ZeroConcentrated.rho", self.rho, most=_MOST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ WEAK_EPSILON: Final = 20.0
 """Above this ε in the aggregator's view a plan needs explicit consent."""
 
 _LARGEST_Z: Final = 1e5
+_LARGEST_CHANGE: Final = 300.0
+"""Largest |log| of the last release's noise over the first one's."""
 _WRAP_BITS: Final = 40
 _SAMPLER_BOUND: Final = 2.0**-110
 """No sampler of any width is further from ideal noise (docs/privacy.md, "The samplers"); see `_sampler_error`."""
@@ -105,6 +107,10 @@ class PrivacyPlan:
         _between("threshold", self.threshold, 1, self.cohort_size)
         _between("planned_clients", self.planned_clients, 0, self.cohort_size)
         _between("noise_decay", self.noise_decay, 0.5, 2.0)
+        if abs(math.log(self.noise_decay)) * self.releases > _LARGEST_CHANGE:
+            raise ConfigError(
+                "noise_decay: the last release's noise would be out of range; take one nearer to 1"
+            )
         if not 0 < self.delta < 1:
             raise ConfigError("delta: expected above 0 and below 1")
         if not 0 < self.sampling_rate <= 1:
@@ -201,7 +207,7 @@ class PrivacyPlan:
             dimension=self.dimension,
             shares=unknown,
             smallest_share=share.sigma,
-            sampler_error=self._sampler_error(share) * self.shares,
+            sampler_error=self._sampler_error(share) * max(unknown, self.shares),
         )
         if self.sampling_rate < 1:
             return PoissonSampled(self.sampling_rate, mechanism)

@@ -143,9 +143,10 @@ def rdp_of_leaf(leaf: Leaf, order: int) -> float:
 
         ε_α <= 1/(α-1) · log[(1-q)^(α-1) (1+(α-1)q) + Σ_{j=2..α} C(α,j) (1-q)^(α-j) q^j e^((j-1) ε_j)],
 
-    which is exact for the Gaussian (Mironov, Talwar, Zhang 2019, section 3.3) and a bound for every mechanism
-    whose divergences are known in both directions (Zhu and Wang 2019, "Poisson Subsampled Rényi Differential
-    Privacy"; Steinke 2022, "Composition of Differential Privacy & Privacy Amplification by Subsampling").
+    which is exact for the Gaussian (Mironov, Talwar, Zhang 2019, section 3.3) and a bound for the other noises
+    here: for removal it is the binomial expansion (Steinke 2022, "Composition of Differential Privacy & Privacy
+    Amplification by Subsampling"), and addition costs no more because the noise is symmetric (Mironov, Talwar,
+    Zhang 2019, section 3.1). Without symmetry the general bound has a factor 3 (Zhu and Wang 2019).
 
     Raises:
         ConfigError: The order is not an integer from 2 to `LARGEST_ORDER`.

@@ -7,7 +7,9 @@ patients of two runs is, their charges add up.
 
 A reservation is one transaction across processes: under the file's lock the account is read again, the
 budget is checked, the charge is written and fsynced, and only then the run's ledger. A crash in between
-leaves a charge without a reservation, which counts as spent, and which the resumed run finds again.
+leaves a charge without a reservation, which counts as spent; the resumed run, which cannot know whether its
+ledger was set back, charges again. So every reservation that was ever written is charged, also when a run's ledger
+is restored from a copy and its rounds are done once more.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, Final
 
 from secfl.dp.accounting import Relation, epsilon
 from secfl.dp.events import SelfComposed, compose, event_from_json, event_to_json
-from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError, PrivacyError
+from secfl.errors import ConfigError, LedgerCorrupted, PrivacyError
 from secfl.guarantees import UnitOfPrivacy
 from secfl.ledger.budget import Budget, Charge, Meter, suggested_order
 from secfl.ledger.canonical import JsonObject
@@ -35,8 +37,6 @@ __all__ = ["ACCOUNT_FILE", "Account", "AccountReading"]
 ACCOUNT_FILE: Final = "account.jsonl"
 _SCHEMA: Final = "account.schema.json"
 _WAIT_SECONDS: Final = 60.0
-
-_Key = tuple[bytes, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Account:
         self._size = 0
         self._last_hash = bytes(32)
         self._charges: list[Charge] = []
-        self._by_key: dict[_Key, bytes] = {}
+        self._runs: set[str] = set()
         self._last_charge: int | None = None
         self._charge_at: dict[int, Charge] = {}
         self._body: JsonObject = {}
@@ -164,11 +164,10 @@ class Account:
     ) -> Iterator[None]:
         """Charge one attempt and hold the account while the caller writes its reservation.
 
-        The same attempt with the same specification again costs nothing.
+        A byte-identical resend is known to the run's ledger and never gets here.
 
         Raises:
             BudgetExhausted: It does not fit; nothing is written.
-            LocalProtocolError: The attempt was charged with another specification.
             ConfigError: Another process holds the account for longer than a minute.
             LedgerCorrupted: The file does not verify.
         """
@@ -189,17 +188,9 @@ class Account:
         """
         with LedgerFile(self._path, wait_seconds=_WAIT_SECONDS) as file:
             meter = self._refresh(file)
-            known = self._by_key.get((run_id, round_id, attempt))
-            if known is not None and known != spec_digest:
-                raise LocalProtocolError(
-                    f"round {round_id}, attempt {attempt}: charged to the account with another specification"
-                )
-            if known is None:
-                meter.require(charge)
+            meter.require(charge)
 
             def write() -> None:
-                if known is not None:
-                    return
                 body = {
                     "run_id": run_id.hex(),
                     "round": round_id,
@@ -254,7 +245,7 @@ class Account:
             identity=self.identity,
             budget=budget,
             charges=len(self._charges),
-            runs=len({key[0] for key in self._by_key}),
+            runs=len(self._runs),
             epsilon=epsilon(event, delta=budget.delta, relation=self.relation),
         )
 
@@ -284,7 +275,7 @@ class Account:
 
     def _refresh(self, file: LedgerFile) -> Meter:
         """Read what was appended since, and repair a torn end."""
-        data = file.read()[self._offset :]
+        data = file.read(self._offset)
         good = data.rfind(b"\n") + 1
         for line in lines_of(data[:good]):
             self._apply(*read_line(line, position=self._size, last_hash=self._last_hash, schema=_SCHEMA))
@@ -328,15 +319,12 @@ class Account:
         self._size += 1
 
     def _take(self, body: JsonObject) -> None:
-        key = (bytes.fromhex(body["run_id"]), body["round"], body["attempt"])
-        if key in self._by_key:
-            raise LedgerCorrupted(self._size, "body.attempt: charged twice")
         try:
             charge = Charge(event=event_from_json(body["event"]), error=float(body["error"]))
             self._count(charge)
         except PrivacyError as error:
             raise LedgerCorrupted(self._size, f"body.event: {error}") from None
-        self._by_key[key] = bytes.fromhex(body["spec_digest"])
+        self._runs.add(body["run_id"])
         self._last_charge = self._size
         self._charge_at[self._size] = charge
 

@@ -9,10 +9,16 @@ from __future__ import annotations
 from typing import Final
 
 from secfl.errors import PrivacyError
-from secfl.guarantees import Behaviour, Guarantee
+from secfl.guarantees import Behaviour, Guarantee, Visibility
 
 __all__ = ["check_claims", "colluder_bound"]
 
+_KEY_MODES: Final = {
+    "plain": frozenset({"none"}),
+    "masking": frozenset({"pairwise"}),
+    "ckks": frozenset({"sum-key", "shared"}),
+}
+_CRYPTOGRAPHIC: Final = frozenset({"masking", "ckks"})
 _KEPT_APART: Final = frozenset({("masking", "pairwise"), ("ckks", "sum-key")})
 
 
@@ -35,6 +41,22 @@ def check_claims(guarantee: Guarantee) -> None:
     Raises:
         PrivacyError: Names the member of the guarantee.
     """
+    modes = _KEY_MODES.get(guarantee.scheme)
+    if modes is not None and guarantee.key_mode not in modes:
+        raise PrivacyError(
+            f"body.guarantee.key_mode: {guarantee.key_mode!r}, {guarantee.scheme} has {' or '.join(sorted(modes))}"
+        )
+    if guarantee.key_mode == "shared" and guarantee.client_with_network is not Visibility.EVERY_UPDATE:
+        raise PrivacyError(
+            "body.guarantee.client_with_network: a client with the shared key that taps the network sees every update"
+        )
+    if guarantee.scheme in _CRYPTOGRAPHIC:
+        if not guarantee.assumptions:
+            raise PrivacyError(
+                f"body.guarantee.assumptions: {guarantee.scheme} rests on some, none are stated"
+            )
+        if guarantee.advantage_log2 == float("-inf"):
+            raise PrivacyError(f"body.guarantee.advantage_log2: {guarantee.scheme} has one, null is stated")
     for behaviour in Behaviour:
         name = f"{behaviour.value}_colluders"
         known = _known_bound(guarantee, behaviour, survivors=guarantee.survivors)

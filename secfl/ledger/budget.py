@@ -168,10 +168,19 @@ class Meter:
         return self._fits_repeated(charge, self._counts.get(charge, 0) + count)
 
     def _rest(self, error: float) -> float:
-        """What sampler and cryptography leave of δ."""
+        """What sampler and cryptography leave of δ; 0 when that is too little.
+
+        Under a filter a hundredth of δ is set aside for them, whatever they need: a split that followed what
+        was spent so far would be an adaptive choice that the filter's theorem does not cover.
+        """
         if self._budget.epsilon > 600:
-            return 0.0 if error else self._budget.delta
-        return self._budget.delta - (1 + math.exp(self._budget.epsilon)) * error
+            needed = math.inf if error else 0.0
+        else:
+            needed = (1 + math.exp(self._budget.epsilon)) * error
+        if self._budget.order is None:
+            return max(0.0, self._budget.delta - needed)
+        aside = self._budget.delta / 100
+        return self._budget.delta - aside if needed <= aside else 0.0
 
     def _fits_filter(self, charge: Charge, order: int, count: int) -> bool:
         rest = self._rest(self._error + count * charge.error)

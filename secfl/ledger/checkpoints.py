@@ -17,6 +17,7 @@ from secfl.crypto.identity import Directory, Identity
 from secfl.errors import ConfigError, LedgerCorrupted, RemoteProtocolError
 from secfl.ledger.canonical import canonical, parse_line
 from secfl.ledger.merkle import verify_consistency
+from secfl.ledger.storage import sync_folder
 from secfl.types import ClientId, join_fields
 
 __all__ = ["Checkpoint", "CoSigner", "Witness", "check_kept", "collect_signatures", "read_checkpoint"]
@@ -260,3 +261,4 @@ def _replace_file(path: Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from secfl.errors import ConfigError, UnsupportedEvent
 
@@ -221,18 +221,29 @@ class Composed:
 Event: TypeAlias = NonPrivate | Noise | Composed
 
 
-def event_from_json(value: Mapping[str, Any]) -> Event:
+_DEEPEST: Final = 16
+
+
+def event_from_json(value: Mapping[str, Any], *, depth: int = _DEEPEST) -> Event:
     """Read an event back.
+
+    Args:
+        value: What ``to_json`` made.
+        depth: How deep compositions may still be nested.
 
     Raises:
         UnsupportedEvent: An unknown kind, family or placement: unknown mechanisms are refused, never guessed.
     """
+    if depth == 0:
+        raise UnsupportedEvent(f"body.event: compositions nested deeper than {_DEEPEST}")
     try:
         match value["kind"]:
             case "non_private":
                 return NonPrivate(reason=value["reason"])
             case "composed":
-                return Composed(events=tuple(event_from_json(part) for part in value["events"]))
+                return Composed(
+                    events=tuple(event_from_json(part, depth=depth - 1) for part in value["events"])
+                )
             case "noise":
                 return Noise(**_noise_fields(value))
             case "site_noise":

@@ -180,7 +180,7 @@ class PrivacyLedger:
             BudgetExhausted: The run's budget, or that of its account, does not allow it.
             UnsupportedEvent: No sound accounting is known for the event.
             PrivacyError: The guarantee claims more than its scheme gives, or contradicts the header.
-            LocalProtocolError: The attempt exists with another spec digest or event, or comes out of order.
+            LocalProtocolError: The attempt exists with another spec digest or other terms, or comes out of order.
         """
         state = self._state
         round_id = state.latest_attempt[0] + 1 if round_id is None else round_id
@@ -188,11 +188,7 @@ class PrivacyLedger:
             spec_digest = hashlib.sha256(
                 join_fields(b"ledger-round", self.header.run_id, struct.pack("<QQ", round_id, attempt))
             ).digest()
-        terms = {
-            "event": event.to_json(),
-            "guarantee": guarantee_to_json(guarantee),
-            "unprotected": list(unprotected),
-        }
+        terms = _terms_body(Terms(index=-1, event=event, guarantee=guarantee, unprotected=tuple(unprotected)))
         existing = state.by_attempt.get((round_id, attempt))
         if existing is not None:
             return self._resend(existing, spec_digest, terms)
@@ -335,19 +331,14 @@ class PrivacyLedger:
         if self.header.budget is None and self._account is None:
             return
         terms = self._state.terms[self._state.reservations[reservation.index].terms]
-        if total_variation > sampler_error(terms.event) * (1 + 1e-9):
+        if total_variation > sampler_error(terms.event, shares=len(self.header.cohort)) * (1 + 1e-9):
             raise PrivacyError("commit: total_variation exceeds what the event's sampler_error reserved")
 
     def _find_terms(self, wanted: Mapping[str, Any]) -> int | None:
         latest = self._state.latest_terms
         if latest is None:
             return None
-        stated = {
-            "event": latest.event.to_json(),
-            "guarantee": guarantee_to_json(latest.guarantee),
-            "unprotected": list(latest.unprotected),
-        }
-        return latest.index if canonical(stated) == canonical(wanted) else None
+        return latest.index if canonical(_terms_body(latest)) == canonical(wanted) else None
 
     def _resend(self, existing: Reservation, spec_digest: bytes, terms: Mapping[str, Any]) -> Reservation:
         name = f"round {existing.round_id}, attempt {existing.attempt}"
@@ -355,9 +346,8 @@ class PrivacyLedger:
             raise LocalProtocolError(f"{name}: reserved before with another specification; use a new attempt")
         if existing.index in self._state.aborts:
             raise LocalProtocolError(f"{name}: given up before; use a new attempt")
-        old = self._state.terms[existing.terms]
-        if canonical(old.event.to_json()) != canonical(terms["event"]):
-            raise LocalProtocolError(f"{name}: reserved before with another event; use a new attempt")
+        if canonical(_terms_body(self._state.terms[existing.terms])) != canonical(terms):
+            raise LocalProtocolError(f"{name}: reserved before under other terms; use a new attempt")
         return existing
 
     def _sign_and_append(
@@ -406,3 +396,11 @@ class PrivacyLedger:
         finally:
             if lines:
                 self._file.append(b"".join(lines))
+
+
+def _terms_body(terms: Terms) -> dict[str, Any]:
+    return {
+        "event": terms.event.to_json(),
+        "guarantee": guarantee_to_json(terms.guarantee),
+        "unprotected": list(terms.unprotected),
+    }

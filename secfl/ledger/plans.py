@@ -25,8 +25,9 @@ def plan_findings(state: LedgerState) -> tuple[str, ...]:
         return ()
     try:
         plan = PrivacyPlan.from_dict(dict(header.plan))
+        planned_event = event_from_plan(plan)
     except ConfigError as error:
-        return (f"the plan is not one that this program can read ({error})",)
+        return (f"the plan is not one that this program can carry out ({error})",)
     found = [
         f"the plan states {name} {planned}, the header {stated}"
         for name, planned, stated in (
@@ -38,13 +39,14 @@ def plan_findings(state: LedgerState) -> tuple[str, ...]:
         )
         if planned != stated
     ]
-    planned = event_from_plan(plan)
     for index, terms in state.terms.items():
         for leaf in leaves(terms.event):
             if isinstance(leaf, NonPrivate):
                 found.append(f"entry {index} records a release without privacy: {leaf.reason}")
             else:
-                found += [f"entry {index} {difference}" for difference in _differences(plan, planned, leaf)]
+                found += [
+                    f"entry {index} {difference}" for difference in _differences(plan, planned_event, leaf)
+                ]
     count = sum(release.count * _count(release.terms.event) for release in releases(state))
     if count > plan.releases:
         found.append(f"{count} releases count as spent, the plan has {plan.releases}")

@@ -115,7 +115,7 @@ def check_proof(proof: Mapping[str, Any], *, directory: Directory | None, kept: 
     try:
         checkpoint = Checkpoint.from_json(proof["checkpoint"])
         shows = checks[kind](proof, checkpoint, kept)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"proof: {type(error).__name__}: {error}") from None
     if directory is not None:
         try:

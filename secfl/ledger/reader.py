@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from secfl.errors import LedgerCorrupted
+from secfl.errors import ConfigError, LedgerCorrupted, SecflError
 from secfl.ledger.canonical import JsonObject, canonical, parse_line
 from secfl.ledger.entry import GENESIS, MARK_DIGITS, Entry, EntryType, encode_entry, marks_of
 from secfl.ledger.merkle import leaf_hash
@@ -57,8 +57,8 @@ _DECODE = json.JSONDecoder().raw_decode  # `json.loads` without its search for s
 def skim(data: bytes) -> Replay:
     """Read a whole file for display: hashes, chain and rules between entries, several times faster.
 
-    Canonical form, schema and marks are left to `replay`, which is also asked as soon as anything is odd, so
-    that its message names the field.
+    Canonical form and marks, and the schema of reservations and commits, are left to `replay`, which is also
+    asked as soon as anything is odd, so that its message names the field.
 
     Raises:
         LedgerCorrupted: As `replay`.
@@ -69,7 +69,7 @@ def skim(data: bytes) -> Replay:
         with _without_collector():
             for line in lines_of(data[:good]):
                 state.apply(_skim_entry(line, state))
-    except (LedgerCorrupted, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (SecflError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return replay(data)
     return Replay(state=state, good_bytes=good, fragment=data[good:])
 
@@ -88,9 +88,17 @@ def _skim_entry(line: bytes, state: LedgerState) -> Entry:
     expected = state.last_hash.hex() if size else GENESIS
     if value["index"] != size or value["hash"] != digest.hex() or previous != expected:
         raise ValueError("index, hash or previous")
+    kind = value["type"]
+    if kind == "commit":
+        # What reaches an ε; the rest of a commit's form, and a reservation's, is left to `replay`.
+        variation = value["body"]["total_variation"]
+        if type(variation) not in (int, float) or not 0 <= variation <= 1:
+            raise ValueError("total_variation")
+    elif kind != "reserve" and check_entry(value) is not None:
+        raise ValueError("schema")
     return Entry(
         index=size,
-        type=EntryType(value["type"]),
+        type=EntryType(kind),
         body=value["body"],
         time=value["time"],
         previous=previous,
@@ -165,19 +173,24 @@ def read_line(
             position,
             f"index: {index}, expected {position} (an entry was removed, repeated, moved or altered)",
         )
-    problem = check_entry(value, schema=schema)
-    if problem is not None:
-        raise LedgerCorrupted(position, problem)
     expected_previous = last_hash.hex() if position else GENESIS
-    again, digest = encode_entry(
-        index=value["index"],
-        kind=value["type"],
-        body=value["body"],
-        time=value["time"],
-        previous=value["previous"],
-    )
-    if again != line:
-        raise LedgerCorrupted(position, _what_differs(value, digest, expected_previous, line))
+    try:
+        problem = check_entry(value, schema=schema)
+        if problem is not None:
+            raise LedgerCorrupted(position, problem)
+        again, digest = encode_entry(
+            index=value["index"],
+            kind=value["type"],
+            body=value["body"],
+            time=value["time"],
+            previous=value["previous"],
+        )
+        if again != line:
+            raise LedgerCorrupted(position, _what_differs(value, digest, expected_previous, line))
+    except RecursionError:
+        raise LedgerCorrupted(position, "nested too deeply") from None
+    except ConfigError as error:  # for example half of a surrogate pair
+        raise LedgerCorrupted(position, str(error)) from None
     if value["previous"] != expected_previous:
         raise LedgerCorrupted(
             position, f"previous: not the hash of entry {position - 1} (one of the two was replaced)"

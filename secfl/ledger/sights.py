@@ -62,13 +62,16 @@ def releases(state: LedgerState) -> list[Release]:
     """Everything that counts as released: what is not settled counts as opened with ``t`` survivors."""
     threshold = state.header.threshold
     groups: dict[tuple[int, int, bool], tuple[int, float]] = {}
+    errors: dict[tuple[int, int], float] = {}
 
     def add(terms: int, survivors: int, total_variation: float, *, opened: bool) -> None:
         key = (terms, survivors, opened)
         count, total = groups.get(key, (0, 0.0))
-        groups[key] = (count + 1, total + max(total_variation, errors[terms]))
+        error = errors.get((terms, survivors))
+        if error is None:
+            error = errors[terms, survivors] = sampler_error(state.terms[terms].event, shares=survivors)
+        groups[key] = (count + 1, total + max(total_variation, error))
 
-    errors = {index: sampler_error(terms.event) for index, terms in state.terms.items()}
     for index, reservation in state.reservations.items():
         commit, exposure = state.commits.get(index), state.aborts.get(index)
         if commit is not None:
@@ -172,6 +175,9 @@ def look(release: Release, adversary: Adversary) -> Sight | None:
         for leaf in leaves(release.terms.event)
     )
     outside = adversary.view in {View.FINAL_MODEL, View.CLIENT} and visibility is Visibility.SUM
+    if adversary.view is View.CLIENT and adversary.behaviour is Behaviour.MALICIOUS:
+        # It taps the network: what goes to the aggregator there has no central noise yet.
+        outside = outside and release.terms.guarantee.network_sees is Visibility.NOTHING
     if central and not outside:
         return Sight(release, visibility, None)
     if visibility is Visibility.EVERY_UPDATE:
@@ -186,16 +192,28 @@ def look(release: Release, adversary: Adversary) -> Sight | None:
 
 
 def visibility_of(guarantee: Guarantee, adversary: Adversary, survivors: int) -> Visibility:
-    """What this adversary sees of a round with this many survivors."""
+    """What this adversary sees of a round with this many survivors.
+
+    Nobody sees less than a weaker adversary: a client that taps the network sees what a client and what the
+    network sees, and all traffic passes through the aggregator.
+    """
     match adversary.view:
         case View.CLIENT if adversary.behaviour is Behaviour.MALICIOUS:
-            tapped = guarantee.client_with_network
-            return Visibility.SUM if tapped is Visibility.NOTHING else tapped
+            client = guarantee.visibility(Adversary(view=View.CLIENT))
+            return _most(client, guarantee.client_with_network, guarantee.network_sees)
         case View.AGGREGATOR | View.AGGREGATOR_COLLUDERS:
             bound = colluder_bound(guarantee, adversary.behaviour, survivors=survivors)
-            return Visibility.SUM if adversary.colluders <= bound else Visibility.EVERY_UPDATE
+            seen = Visibility.SUM if adversary.colluders <= bound else Visibility.EVERY_UPDATE
+            return _most(seen, guarantee.network_sees)
         case _:
             return guarantee.visibility(adversary)
+
+
+_RISING = list(Visibility)
+
+
+def _most(*seen: Visibility) -> Visibility:
+    return max(seen, key=_RISING.index)
 
 
 def why_not_private(sights: Iterable[Sight]) -> str:
@@ -223,10 +241,18 @@ def smallest_multiplier(sights: Iterable[Sight], site: str | None = None) -> flo
     return None if math.isinf(smallest) else smallest
 
 
-def sampler_error(event: Event) -> float:
-    """Total variation distance of all noise that one round draws from the ideal noise."""
+def sampler_error(event: Event, *, shares: int) -> float:
+    """Total variation distance of all noise that one round draws from the ideal noise.
+
+    Args:
+        event: What the round releases.
+        shares: Clients whose shares of distributed noise may be in the sum; more than the planned m count too.
+    """
     return math.fsum(
-        leaf.count * leaf.dimension * leaf.shares * leaf.sampler_error
+        leaf.count
+        * leaf.dimension
+        * leaf.sampler_error
+        * (max(shares, leaf.shares) if leaf.placement is Placement.DISTRIBUTED else 1)
         for leaf in leaves(event)
         if isinstance(leaf, Noise)
     )

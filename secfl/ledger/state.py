@@ -183,8 +183,8 @@ class LedgerState:
 
     def _check_survivors(self, index: int, survivors: tuple[ClientId, ...]) -> None:
         header = self.header
-        if list(survivors) != sorted(survivors) or not set(survivors) <= set(header.cohort):
-            raise LedgerCorrupted(index, "body.survivors: expected enrolled clients, sorted")
+        if list(survivors) != sorted(set(survivors)) or not set(survivors) <= set(header.cohort):
+            raise LedgerCorrupted(index, "body.survivors: expected enrolled clients, sorted, each once")
         if len(survivors) < header.threshold:
             raise LedgerCorrupted(
                 index, f"body.survivors: {len(survivors)}, fewer than the threshold {header.threshold}"
@@ -229,6 +229,8 @@ def _header(body: JsonObject) -> RunHeader:
     header = RunHeader.from_json(body)
     if body["cohort"] != list(header.cohort):
         raise LedgerCorrupted(0, "body.cohort: expected the names in body.keys, sorted")
+    if len(set(header.directory.keys.values())) != len(header.cohort):
+        raise LedgerCorrupted(0, "body.keys: two clients have the same key")
     if body["manifest_digest"] != header.directory.digest().hex():
         raise LedgerCorrupted(0, "body.manifest_digest: not the digest of body.keys")
     return header

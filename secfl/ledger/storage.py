@@ -9,9 +9,9 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from secfl.errors import ConfigError, LocalProtocolError
+from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError
 
-__all__ = ["LedgerFile"]
+__all__ = ["LedgerFile", "sync_folder"]
 
 
 class LedgerFile:
@@ -26,7 +26,8 @@ class LedgerFile:
     """
 
     def __init__(self, path: Path, *, wait_seconds: float = 0.0) -> None:
-        self._path = path
+        # Two names of one file must lead to one lock.
+        path = self._path = Path(os.path.realpath(path))
         self._lock = FileLock(f"{path}.lock", thread_local=False)
         try:
             self._lock.acquire(timeout=wait_seconds)
@@ -51,15 +52,24 @@ class LedgerFile:
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
             self._open()
         except OSError as error:
             raise ConfigError(f"{self._path}: {error.strerror}") from None
 
-    def read(self) -> bytes:
-        """The whole file."""
+    def read(self, start: int = 0) -> bytes:
+        """What follows the first ``start`` bytes.
+
+        Raises:
+            ConfigError: The file cannot be read.
+            LedgerCorrupted: It became shorter than it was.
+        """
         try:
-            return self._path.read_bytes()
+            with self._path.open("rb") as stream:
+                if stream.seek(0, os.SEEK_END) < start:
+                    raise LedgerCorrupted(None, f"{self._path} was cut off while it was in use")
+                stream.seek(start)
+                return stream.read()
         except OSError as error:
             raise ConfigError(f"{self._path}: {error.strerror}") from None
 
@@ -124,7 +134,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a new name durable; not every system can open folders, and then the rename must do."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

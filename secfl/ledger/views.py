@@ -287,7 +287,7 @@ def planned_charge(terms: Terms, budget: Budget, *, opened: bool = True) -> Char
     """
     view = View.AGGREGATOR_COLLUDERS if budget.colluders else View.AGGREGATOR
     adversary = Adversary(view=view, behaviour=budget.adversary, colluders=budget.colluders)
-    error = sampler_error(terms.event)
+    error = sampler_error(terms.event, shares=terms.guarantee.cohort_size)
     release = Release(
         terms=terms, survivors=terms.guarantee.threshold, opened=opened, count=1, total_variation=error
     )

@@ -26,7 +26,7 @@ from secfl.randomness import InsecureSeededRng
 
 X25519 = Assumption(name="x25519", statement="X25519 is hard to invert.", post_quantum=False)
 MLKEM = Assumption(name="ml-kem-768", statement="ML-KEM-768 hides its keys.", post_quantum=True)
-NO_ADVANTAGE = -math.inf
+NO_ADVANTAGE = -1000.0  # 2**-1000 changes no figure
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Workshop:
             "network_sees": Visibility.EVERY_UPDATE if plain else Visibility.SUM,
             "client_with_network": Visibility.EVERY_UPDATE if plain or shared else Visibility.SUM,
             "assumptions": () if plain else self.assumptions,
-            "advantage_log2": NO_ADVANTAGE,
+            "advantage_log2": -math.inf if plain else NO_ADVANTAGE,
         }
         return Guarantee(**(values | changes))
 

@@ -108,6 +108,8 @@ def check_header(header):
     manifest = hashlib.sha256(join(b"secfl/v1", b"manifest", *rows)).hexdigest()
     if header["cohort"] != names or header["manifest_digest"] != manifest:
         raise Wrong(0, "cohort or manifest")
+    if len(set(header["keys"].values())) != len(names):
+        raise Wrong(0, "two clients with one key")
     if header["threshold"] > len(names) or "aggregator" in names:
         raise Wrong(0, "threshold or name")
 
@@ -201,11 +203,21 @@ def check_terms(index, body, header):
     stated = tuple(guarantee[name] for name in ("cohort_size", "threshold", "scheme", "key_mode"))
     if stated != (n, t, header["scheme"], header["key_mode"]):
         raise Wrong(index, "guarantee")
+    scheme, mode = guarantee["scheme"], guarantee["key_mode"]
+    modes = {"plain": ["none"], "masking": ["pairwise"], "ckks": ["sum-key", "shared"]}
+    if mode not in modes.get(scheme, [mode]):
+        raise Wrong(index, "key mode")
+    if mode == "shared" and guarantee["client_with_network"] != "every_update":
+        raise Wrong(index, "a client with the shared key")
+    if scheme in {"masking", "ckks"} and (
+        not guarantee["assumptions"] or guarantee["advantage_log2"] is None
+    ):
+        raise Wrong(index, "cryptography without assumptions or advantage")
     for behaviour in ("curious", "malicious"):
         known = known_bound(guarantee, behaviour, guarantee["survivors"])
         if known is not None and guarantee[f"{behaviour}_colluders"] > known:
             raise Wrong(index, "guarantee claims too much")
-    for leaf in leaves(body["event"]):
+    for leaf in leaves(body["event"], index=index):
         if leaf["kind"] != "noise":
             continue
         share = leaf["noise_multiplier"] * leaf["sensitivity"] / math.sqrt(leaf["shares"])
@@ -230,9 +242,11 @@ def check_terms(index, body, header):
 # --- From entries to ε
 
 
-def leaves(event):
+def leaves(event, level=1, index=None):
+    if level > 16:
+        raise Wrong(index, "nested too deep")
     if event["kind"] == "composed":
-        return [leaf for part in event["events"] for leaf in leaves(part)]
+        return [leaf for part in event["events"] for leaf in leaves(part, level + 1, index)]
     return [event]
 
 
@@ -258,15 +272,18 @@ def sees(guarantee, row, s):
     view, behaviour, k = row
     if view == "crypto_broken":
         return "every_update"
-    if view in {"aggregator", "aggregator_colluders"}:
-        return "sum" if k <= bound(guarantee, behaviour, s) else "every_update"
+    network = guarantee["network_sees"]
     if view == "network":
-        return guarantee["network_sees"]
-    if view == "client" and behaviour == "malicious":
-        return "every_update" if guarantee["client_with_network"] == "every_update" else "sum"
-    if view == "client" and guarantee["key_mode"] == "shared":
-        return "every_update"
-    return "sum"
+        return network
+    if view in {"aggregator", "aggregator_colluders"}:
+        everything = k > bound(guarantee, behaviour, s) or network == "every_update"
+    elif view == "client":
+        everything = guarantee["key_mode"] == "shared"
+        if behaviour == "malicious":
+            everything |= "every_update" in {network, guarantee["client_with_network"]}
+    else:
+        everything = False
+    return "every_update" if everything else "sum"
 
 
 def unknown_shares(row, s, t):
@@ -308,6 +325,8 @@ def epsilon(state, row, delta):
         for leaf in leaves(body["event"]):
             central = leaf["kind"] == "noise" and leaf["placement"] == "central"
             outside = visible == "sum" and row[0] in {"final_model", "client"}
+            if row[:2] == ("client", "malicious") and body["guarantee"]["network_sees"] != "nothing":
+                outside = False
             if leaf["kind"] == "non_private" or (central and not outside):
                 return None
             r = (
@@ -320,7 +339,8 @@ def epsilon(state, row, delta):
             gaussians += [(z, leaf["sampling_rate"] if leaf["sampling"] == "poisson" else 1.0)] * leaf[
                 "count"
             ]
-            planned += leaf["count"] * leaf["dimension"] * leaf["shares"] * leaf["sampler_error"]
+            drawn = max(s, leaf["shares"]) if leaf["placement"] == "distributed" else 1
+            planned += leaf["count"] * leaf["dimension"] * drawn * leaf["sampler_error"]
         error += max(variation, planned)
     if state["header"]["unit"] is None:
         return None

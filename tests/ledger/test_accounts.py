@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import multiprocessing
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from secfl.errors import (
     BudgetExhausted,
     ConfigError,
     LedgerCorrupted,
-    LocalProtocolError,
     PrivacyError,
     UnsupportedEvent,
 )
@@ -22,6 +22,7 @@ from secfl.ledger import Account, Budget, Exposure, PrivacyLedger, Sampling
 from secfl.ledger.accounts import ACCOUNT_FILE
 from secfl.ledger.budget import Charge, Meter, suggested_order
 from secfl.ledger.canonical import parse_line
+from secfl.ledger.storage import LedgerFile
 from secfl.ledger.views import planned_charge
 from secfl.randomness import InsecureSeededRng
 
@@ -214,7 +215,7 @@ class TestAccount:
         assert account.reading().charges == charges
         assert len(ledger.state.reservations) == charges
 
-    def test_a_crash_between_account_and_ledger_counts_as_spent_once(
+    def test_a_crash_between_account_and_ledger_counts_as_spent(
         self, make_ledger, workshop, account, monkeypatch, tmp_path
     ):
         ledger = with_account(make_ledger, workshop, account, "run.jsonl")
@@ -230,17 +231,45 @@ class TestAccount:
         assert account.reading().charges == 2
         with PrivacyLedger.open(tmp_path / "run.jsonl", account=account) as resumed:
             resumed.reserve(release(workshop), workshop.guarantee(), round_id=1)
-            assert account.reading().charges == 2
+            assert account.reading().charges == 3  # whether it was opened nobody knows
             resumed.reserve(release(workshop), workshop.guarantee(), round_id=1)  # a resend
+            assert account.reading().charges == 3
             resumed.reserve(release(workshop), workshop.guarantee(), round_id=1, attempt=1)
-        assert account.reading().charges == 3
+        assert account.reading().charges == 4
 
-    def test_an_attempt_charged_for_another_specification_is_refused(self, make_ledger, workshop, account):
-        first = with_account(make_ledger, workshop, account, "run.jsonl", run_id=b"the same run id.")
-        first.reserve(release(workshop), workshop.guarantee(), spec_digest=b"s" * 32)
-        copy = with_account(make_ledger, workshop, account, "copy.jsonl", run_id=b"the same run id.")
-        with pytest.raises(LocalProtocolError, match="another specification"):
-            copy.reserve(release(workshop), workshop.guarantee(), spec_digest=b"t" * 32)
+    def test_a_ledger_that_was_set_back_does_not_get_rounds_for_nothing(
+        self, make_ledger, workshop, account, tmp_path
+    ):
+        """Restore the run's ledger from a copy and do its rounds once more: fresh noise, the same specification."""
+        path = tmp_path / "run.jsonl"
+        ledger = with_account(make_ledger, workshop, account, "run.jsonl")
+        copy = path.read_bytes()
+        opened = 0
+        for _ in range(3):
+            for _ in range(2):
+                ledger.commit(ledger.reserve(release(workshop), workshop.guarantee()))
+                opened += 1
+            ledger.release()
+            path.write_bytes(copy)
+            ledger = PrivacyLedger.open(path, account=account)
+        ledger.release()
+        assert account.reading().charges == opened == 6
+
+    def test_an_account_that_became_shorter_is_refused(self, make_ledger, workshop, account, tmp_path):
+        ledger = with_account(make_ledger, workshop, account, "run.jsonl")
+        ledger.reserve(release(workshop), workshop.guarantee())
+        path = tmp_path / "account" / ACCOUNT_FILE
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+        with pytest.raises(LedgerCorrupted, match="cut off while it was in use"):
+            ledger.reserve(release(workshop), workshop.guarantee())
+
+    def test_two_names_of_an_account_have_one_lock(self, make_ledger, workshop, account, tmp_path):
+        alias = tmp_path / "alias"
+        alias.mkdir()
+        (alias / ACCOUNT_FILE).symlink_to(tmp_path / "account" / ACCOUNT_FILE)
+        with LedgerFile(tmp_path / "account" / ACCOUNT_FILE):
+            with pytest.raises(ConfigError, match="another process"):
+                LedgerFile(alias / ACCOUNT_FILE)
 
     def test_header_and_account_belong_together(self, make_ledger, workshop, account, tmp_path):
         with pytest.raises(ConfigError, match="account"):
@@ -374,6 +403,26 @@ class TestMeter:
 
         assert epsilon(SelfComposed(charge.event, fits), delta=1e-5) <= 8.0
         assert epsilon(SelfComposed(charge.event, fits + 1), delta=1e-5) > 8.0
+
+    def test_a_filter_sets_a_fixed_part_of_delta_aside_for_errors(self):
+        """What one path spends on errors must not change how much divergence another path may spend."""
+        budget = Budget(epsilon=8.0, delta=1e-5, order=8)
+        fitting = []
+        for error in (0.0, 1e-15, 4e-14):
+            meter, count = Meter(budget), 0
+            charge = Charge(event=Gaussian(20.0), error=error)
+            while True:
+                try:
+                    meter.require(charge)
+                except BudgetExhausted:
+                    break
+                meter.add(charge)
+                count += 1
+            fitting.append(count)
+        assert fitting[0] == fitting[1] == fitting[2]
+        too_much = Charge(event=Gaussian(1e6), error=0.011 * 1e-5 / (1 + math.exp(8.0)))
+        with pytest.raises(BudgetExhausted):
+            Meter(budget).require(too_much)
 
     def test_a_filter_does_not_care_about_the_order_of_charges(self, workshop, make_ledger):
         budget = Budget(epsilon=8.0, delta=1e-5, order=4)

@@ -93,9 +93,14 @@ def test_a_recomputed_attempt_needs_a_new_number_and_is_charged(make_ledger, wor
     ledger.reserve(workshop.noise(), workshop.guarantee(), round_id=0, spec_digest=b"s" * 32)
     with pytest.raises(LocalProtocolError, match="another specification"):
         ledger.reserve(workshop.noise(), workshop.guarantee(), round_id=0, spec_digest=b"t" * 32)
-    with pytest.raises(LocalProtocolError, match="another event"):
+    with pytest.raises(LocalProtocolError, match="other terms"):
         ledger.reserve(
             workshop.noise(noise_multiplier=3.0), workshop.guarantee(), round_id=0, spec_digest=b"s" * 32
+        )
+    with pytest.raises(LocalProtocolError, match="other terms"):
+        # A weaker promise must not hide behind the one that was written down.
+        ledger.reserve(
+            workshop.noise(), workshop.guarantee(curious_colluders=0), round_id=0, spec_digest=b"s" * 32
         )
     ledger.reserve(workshop.noise(), workshop.guarantee(), round_id=0, attempt=1, spec_digest=b"t" * 32)
     assert opened_rounds(tmp_path / "ledger.jsonl") == 2

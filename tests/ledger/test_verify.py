@@ -147,7 +147,7 @@ class TestPlans:
     def test_a_plan_of_another_program(self, workshop, tmp_path):
         path = tmp_path / "other.jsonl"
         PrivacyLedger.create(path, workshop.header(plan={"sigma": 3})).release()
-        assert "not one that this program can read" in verify_file(path).findings[0]
+        assert "not one that this program can carry out" in verify_file(path).findings[0]
 
 
 def test_no_file(tmp_path):

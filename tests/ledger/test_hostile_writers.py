@@ -1,0 +1,222 @@
+"""Files that are right in themselves, hashes and chain included, by a writer who lies or wants the reader to stumble.
+
+`verify` must name the entry, and nothing may end in anything but `LedgerCorrupted` or figures that hold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from secfl.dp.plan import PrivacyPlan
+from secfl.errors import LedgerCorrupted, LocalProtocolError, PrivacyError
+from secfl.guarantees import UnitOfPrivacy, Visibility
+from secfl.ledger import Composed, NonPrivate, PrivacyLedger, Placement
+from secfl.ledger.entry import GENESIS, encode_entry, guarantee_to_json
+from secfl.ledger.sights import sampler_error
+from secfl.ledger.verify import Depth, verify_file
+
+TIME = "2026-01-02T03:04:05Z"
+
+
+@pytest.fixture
+def written(tmp_path, workshop):
+    """Writes open, terms, reserve and commit with changed members and right hashes; returns the file."""
+
+    def write(*, header=None, event=None, guarantee=None, commit=None):
+        noise = workshop.noise(count=1).to_json() if event is None or "kind" not in event else {}
+        bodies = [
+            ("open", workshop.header().to_json() | (header or {})),
+            (
+                "terms",
+                {
+                    "event": noise | (event or {}),
+                    "guarantee": guarantee_to_json(workshop.guarantee()) | (guarantee or {}),
+                    "unprotected": [],
+                },
+            ),
+            ("reserve", {"round": 0, "attempt": 0, "terms": 1, "spec_digest": "00" * 32, "digests": {}}),
+            (
+                "commit",
+                {
+                    "reservation": 2,
+                    "survivors": list(workshop.cohort),
+                    "sum_digest": "00" * 32,
+                    "wrap_probability": 0,
+                    "total_variation": 0,
+                }
+                | (commit or {}),
+            ),
+        ]
+        path = tmp_path / "written.jsonl"
+        previous, lines = GENESIS, []
+        for index, (kind, body) in enumerate(bodies):
+            line, digest = encode_entry(index=index, kind=kind, body=body, time=TIME, previous=previous)
+            lines.append(line + b"\n")
+            previous = digest.hex()
+        path.write_bytes(b"".join(lines))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("depth", Depth)
+class TestExtremes:
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            ({"event": {"noise_multiplier": 1e-300}}, "noise_multiplier"),
+            ({"event": {"noise_multiplier": 1e300}}, "noise_multiplier"),
+            (
+                {"event": {"noise_multiplier": 1e-100, "sampling": "none", "sampling_rate": 1}},
+                "noise_multiplier",
+            ),
+            ({"event": {"family": "discrete_gaussian", "sensitivity": 1e300}}, "sensitivity"),
+            ({"event": {"family": "skellam", "sensitivity": 1e-200}}, "sensitivity"),
+            ({"guarantee": {"advantage_log2": 5000}}, "advantage_log2"),
+            ({"guarantee": {"advantage_log2": 1e308}}, "advantage_log2"),
+            ({"event": {"count": 1.5}}, "count"),
+            ({"event": {"noise_multiplier": "2"}}, "noise_multiplier"),
+        ],
+    )
+    def test_numbers_beyond_all_sense_are_named(self, written, depth, changes, field):
+        with pytest.raises(LedgerCorrupted, match=field) as caught:
+            verify_file(written(**changes), depth=depth)
+        assert caught.value.entry == 1
+
+    @pytest.mark.parametrize(
+        "commit",
+        [{"total_variation": "1e-9"}, {"total_variation": -1}, {"survivors": ["a", "a", "b", "c", "d"]}],
+    )
+    def test_commits_that_would_make_epsilon_smaller(self, written, depth, commit):
+        (name,) = commit
+        with pytest.raises(LedgerCorrupted, match=name) as caught:
+            verify_file(written(commit=commit), depth=depth)
+        assert caught.value.entry == 3
+
+    @pytest.mark.parametrize("levels", [17, 150, 240])
+    def test_deep_nesting(self, written, depth, levels):
+        event = NonPrivate(reason="x").to_json()
+        for _ in range(levels):
+            event = {"kind": "composed", "events": [event]}
+        with pytest.raises(LedgerCorrupted, match="nested") as caught:
+            verify_file(written(event=event), depth=depth)
+        assert caught.value.entry == 1
+
+    def test_half_a_surrogate_pair(self, written, depth):
+        path = written()
+        path.write_bytes(path.read_bytes().replace(b'"software":"tests"', b'"software":"\\ud800"'))
+        with pytest.raises(LedgerCorrupted) as caught:
+            verify_file(path, depth=depth)
+        assert caught.value.entry == 0
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"grid_norm": 2**40, "noise_multiplier": 1e5},
+            {"family": "skellam", "grid_norm": 1, "noise_multiplier": 1e-3},
+            {"noise_decay": 2.0, "releases": 10**7},
+            {"releases": [1]},
+        ],
+    )
+    def test_plans_that_cannot_be_carried_out_are_findings(self, written, depth, changes):
+        plan = PrivacyPlan(
+            unit=UnitOfPrivacy.PATIENT,
+            clip_norm=1.0,
+            grid_norm=4096,
+            dimension=10,
+            noise_multiplier=1.0,
+            releases=5,
+            cohort_size=5,
+            threshold=4,
+            delta=1e-5,
+        )
+        verdict = verify_file(written(header={"plan": plan.to_dict() | changes}), depth=depth)
+        assert verdict.findings
+
+    def test_two_clients_with_one_key(self, written, depth, workshop):
+        keys = {name: key.hex() for name, key in workshop.directory.keys.items()}
+        with pytest.raises(LedgerCorrupted, match=r"body\.keys") as caught:
+            verify_file(written(header={"keys": keys | {"b": keys["a"]}}), depth=depth)
+        assert caught.value.entry == 0
+
+    def test_a_checkpoint_needs_a_signer(self, workshop, tmp_path, depth):
+        path = tmp_path / "nobody.jsonl"
+        with PrivacyLedger.create(path, workshop.header()) as ledger:
+            state = ledger.state
+            body = {"size": 1, "root": state.tree.root().hex(), "signers": [], "signatures": {}}
+            line, _ = encode_entry(
+                index=1, kind="checkpoint", body=body, time=TIME, previous=state.last_hash.hex()
+            )
+        path.write_bytes(path.read_bytes() + line + b"\n")
+        with pytest.raises(LedgerCorrupted, match="signers") as caught:
+            verify_file(path, depth=depth)
+        assert caught.value.entry == 1
+
+
+class TestClaims:
+    @pytest.mark.parametrize(
+        ("scheme", "key_mode", "changes", "field"),
+        [
+            ("masking", "Pairwise", {"curious_colluders": 4}, "key_mode"),
+            ("ckks", "none", {"curious_colluders": 4}, "key_mode"),
+            ("plain", "pairwise", {"curious_colluders": 3}, "key_mode"),
+            ("masking", "pairwise", {"assumptions": ()}, "assumptions"),
+            ("ckks", "sum-key", {"advantage_log2": -math.inf}, "advantage_log2"),
+            ("ckks", "shared", {"client_with_network": Visibility.SUM}, "client_with_network"),
+        ],
+    )
+    def test_own_schemes_cannot_claim_more_by_other_words(
+        self, workshop, tmp_path, scheme, key_mode, changes, field
+    ):
+        workshop = workshop.variant(scheme=scheme, key_mode=key_mode)
+        with PrivacyLedger.create(tmp_path / "claims.jsonl", workshop.header()) as ledger:
+            with pytest.raises(PrivacyError, match=field):
+                ledger.reserve(workshop.noise(), replace(workshop.guarantee(), **changes))
+
+    @pytest.mark.parametrize("network", Visibility)
+    @pytest.mark.parametrize("tapped", Visibility)
+    @pytest.mark.parametrize("placement", Placement)
+    def test_nobody_is_promised_more_than_a_weaker_adversary(
+        self, workshop, tmp_path, network, tapped, placement
+    ):
+        """A malicious client sees what the network and a client see; the aggregator what the network sees."""
+        guarantee = workshop.guarantee(network_sees=network, client_with_network=tapped)
+        shares = 5 if placement is Placement.DISTRIBUTED else 1
+        with PrivacyLedger.create(tmp_path / "order.jsonl", workshop.header()) as ledger:
+            noise = workshop.noise(count=20, placement=placement, shares=shares)
+            ledger.commit(ledger.reserve(noise, guarantee))
+            rows = {
+                (row.view.value, row.adversary.value, row.colluders): math.inf
+                if row.epsilon is None
+                else row.epsilon
+                for row in ledger.statements()
+            }
+        client = rows["client", "malicious", 0]
+        assert client >= rows["network", "curious", 0]
+        assert client >= rows["client", "curious", 0]
+        for behaviour in ("curious", "malicious"):
+            before = rows["network", "curious", 0]
+            for colluders in range(5):
+                view = "aggregator_colluders" if colluders else "aggregator"
+                assert rows[view, behaviour, colluders] >= before
+                before = rows[view, behaviour, colluders]
+        assert max(rows.values()) <= rows["crypto_broken", "curious", 0]
+
+    def test_more_survivors_than_planned_shares_draw_more_noise(self, workshop):
+        noise = workshop.noise(count=2, shares=3, dimension=10, sampler_error=1e-20)
+        assert sampler_error(noise, shares=3) == pytest.approx(2 * 10 * 3 * 1e-20)
+        assert sampler_error(noise, shares=5) == pytest.approx(2 * 10 * 5 * 1e-20)
+        local = workshop.noise(placement=Placement.LOCAL, shares=1, count=1, sampler_error=1e-20)
+        assert sampler_error(local, shares=5) == pytest.approx(1e-20)
+
+    def test_a_writer_cannot_nest_deeper_than_a_reader_follows(self, workshop, tmp_path):
+        event = workshop.noise(count=1)
+        for _ in range(20):
+            event = Composed(events=(event,))
+        with PrivacyLedger.create(tmp_path / "deep.jsonl", workshop.header()) as ledger:
+            with pytest.raises(LocalProtocolError, match="nested"):
+                ledger.reserve(event, workshop.guarantee())
+        assert verify_file(tmp_path / "deep.jsonl").entries == 1
