@@ -19,6 +19,7 @@ from secfl.dp.events import (
     compose,
 )
 from secfl.dp.events import NonPrivate as DpNonPrivate
+from secfl.dp.integer import gaussian_equivalent
 from secfl.dp.noise import NoiseFamily
 from secfl.guarantees import Adversary, Behaviour, Guarantee, View, Visibility
 from secfl.ledger.bounds import colluder_bound
@@ -146,11 +147,27 @@ def _seen_leaf(leaf: Noise | NonPrivate, unknown_shares: int | None, site: str |
 
 
 def _seen_by_site(leaf: SiteNoise, unknown_shares: int, site: str | None) -> IntegerNoise:
-    """What is left for a unit of one site; of the least protected one where none is named."""
+    """What is left for a unit of one site; where none is named, what costs at least as much as at any site."""
+    family = NoiseFamily(leaf.family.value)
+    if site is None and family is NoiseFamily.SKELLAM:
+        # At an equal multiplier a smaller sensitivity costs more: the least of both costs the most.
+        weakest = leaf.least_protected(unknown_shares)
+        sensitivity = min(map(leaf.unit_sensitivity, leaf.weights))
+        sigma = leaf.unknown_sigma(weakest, unknown_shares) / leaf.unit_sensitivity(weakest) * sensitivity
+        return IntegerNoise(
+            family=family,
+            sigma=sigma,
+            sensitivity=sensitivity,
+            dimension=leaf.dimension,
+            shares=1,
+            smallest_share=sigma,
+            sampler_error=0.0,
+        )
     if site is None:
-        site = leaf.least_protected(unknown_shares)
+        every = [_seen_by_site(leaf, unknown_shares, name) for name in sorted(leaf.weights)]
+        return min(every, key=lambda seen: gaussian_equivalent(seen).noise_multiplier)
     return IntegerNoise(
-        family=NoiseFamily(leaf.family.value),
+        family=family,
         sigma=leaf.unknown_sigma(site, unknown_shares),
         sensitivity=leaf.unit_sensitivity(site),
         dimension=leaf.dimension,

@@ -3,7 +3,7 @@
 Each site holds its own account, because each has its own patients. A round is reserved only if every account
 admits it: all of them are locked (in one order, so that two runs cannot wait for each other), read again and
 checked, then all charges are written, then the run's reservation. A crash in between leaves charges without a
-reservation, which count as spent, and which the resumed run finds again.
+reservation, which count as spent; the resumed run charges its attempt again (`secfl.ledger.accounts`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,6 @@ class SiteAccounts:
 
         Raises:
             BudgetExhausted: One account does not admit it; nothing is charged to any. Names the site.
-            LocalProtocolError: The attempt was charged with another specification.
             ConfigError: Another process holds an account for longer than a minute.
             LedgerCorrupted: An account does not verify.
         """

@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 
 from secfl.dp.plan import PrivacyPlan
+from secfl.dp.rdp import rdp_curve
 from secfl.errors import LedgerCorrupted, LocalProtocolError, PrivacyError
 from secfl.guarantees import UnitOfPrivacy, Visibility
-from secfl.ledger import Composed, NonPrivate, PrivacyLedger, Placement
+from secfl.ledger import Composed, Family, NonPrivate, Placement, PrivacyLedger, SiteNoise
 from secfl.ledger.entry import GENESIS, encode_entry, guarantee_to_json
-from secfl.ledger.sights import sampler_error
+from secfl.ledger.sights import sampler_error, seen_event
 from secfl.ledger.verify import Depth, verify_file
 
 TIME = "2026-01-02T03:04:05Z"
@@ -220,3 +221,21 @@ class TestClaims:
             with pytest.raises(LocalProtocolError, match="nested"):
                 ledger.reserve(event, workshop.guarantee())
         assert verify_file(tmp_path / "deep.jsonl").entries == 1
+
+    @pytest.mark.parametrize("family", [Family.DISCRETE_GAUSSIAN, Family.SKELLAM])
+    def test_a_budget_is_charged_for_the_site_that_costs_most(self, family):
+        """On a coarse grid that is not the site with the smallest multiplier."""
+        noise = SiteNoise(
+            family=family,
+            noise_multiplier=9.0,
+            shares=3,
+            sensitivity=100.0,
+            dimension=10,
+            weights={"a": 1.0, "b": 0.9999, "c": 0.0102},
+        )
+        assert noise.least_protected(1) == "a"
+        for unknown in (1, 2, 3):
+            planned = rdp_curve(seen_event(noise, unknown, site=None))
+            for site in noise.weights:
+                own = rdp_curve(seen_event(noise, unknown, site=site))
+                assert all(planned[order] >= own[order] * (1 - 1e-12) for order in own)
