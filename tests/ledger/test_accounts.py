@@ -267,9 +267,11 @@ class TestAccount:
         alias = tmp_path / "alias"
         alias.mkdir()
         (alias / ACCOUNT_FILE).symlink_to(tmp_path / "account" / ACCOUNT_FILE)
-        with LedgerFile(tmp_path / "account" / ACCOUNT_FILE):
-            with pytest.raises(ConfigError, match="another process"):
-                LedgerFile(alias / ACCOUNT_FILE)
+        with (
+            LedgerFile(tmp_path / "account" / ACCOUNT_FILE),
+            pytest.raises(ConfigError, match="another process"),
+        ):
+            LedgerFile(alias / ACCOUNT_FILE)
 
     def test_header_and_account_belong_together(self, make_ledger, workshop, account, tmp_path):
         with pytest.raises(ConfigError, match="account"):

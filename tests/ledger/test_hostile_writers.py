@@ -173,9 +173,11 @@ class TestClaims:
         self, workshop, tmp_path, scheme, key_mode, changes, field
     ):
         workshop = workshop.variant(scheme=scheme, key_mode=key_mode)
-        with PrivacyLedger.create(tmp_path / "claims.jsonl", workshop.header()) as ledger:
-            with pytest.raises(PrivacyError, match=field):
-                ledger.reserve(workshop.noise(), replace(workshop.guarantee(), **changes))
+        with (
+            PrivacyLedger.create(tmp_path / "claims.jsonl", workshop.header()) as ledger,
+            pytest.raises(PrivacyError, match=field),
+        ):
+            ledger.reserve(workshop.noise(), replace(workshop.guarantee(), **changes))
 
     @pytest.mark.parametrize("network", Visibility)
     @pytest.mark.parametrize("tapped", Visibility)
@@ -217,9 +219,11 @@ class TestClaims:
         event = workshop.noise(count=1)
         for _ in range(20):
             event = Composed(events=(event,))
-        with PrivacyLedger.create(tmp_path / "deep.jsonl", workshop.header()) as ledger:
-            with pytest.raises(LocalProtocolError, match="nested"):
-                ledger.reserve(event, workshop.guarantee())
+        with (
+            PrivacyLedger.create(tmp_path / "deep.jsonl", workshop.header()) as ledger,
+            pytest.raises(LocalProtocolError, match="nested"),
+        ):
+            ledger.reserve(event, workshop.guarantee())
         assert verify_file(tmp_path / "deep.jsonl").entries == 1
 
     @pytest.mark.parametrize("family", [Family.DISCRETE_GAUSSIAN, Family.SKELLAM])
