@@ -102,7 +102,7 @@ def planned_statements(
             survivors=header.threshold,
             opened=True,
             count=count,
-            total_variation=count * sampler_error(terms.event),
+            total_variation=count * sampler_error(terms.event, shares=len(header.cohort)),
         )
         for terms, count in planned
     ]
