@@ -123,10 +123,12 @@ class DeadlinesConfig(Section):
     Attributes:
         training: Seconds for local work and the first message of a round.
         phase: Seconds for each later message.
+        gathering: Seconds for which sites that are away are waited for before a round.
     """
 
     training: float = Field(default=3600.0, gt=0, le=10**6)
     phase: float = Field(default=60.0, gt=0, le=10**5)
+    gathering: float = Field(default=120.0, gt=0, le=10**6)
 
 
 class TrainingConfig(Section):

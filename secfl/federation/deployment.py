@@ -57,7 +57,7 @@ class SiteHome:
         identity: The site's name and key.
         directory: Everybody's keys.
         config: The run as this site understands it.
-        task: What it trains, on its own data.
+        task: Makes what it trains, on its own data; called when the first offer comes.
         state: Folder of the journal, the snapshots and the last checkpoint.
         reports: What it tells of its own work.
     """
@@ -65,7 +65,7 @@ class SiteHome:
     identity: Identity
     directory: Directory
     config: RunConfig
-    task: Task
+    task: Callable[[], Task]
     state: Path
     reports: Reports = Reports.NOTHING
     _agent: SiteAgent | None = field(default=None, repr=False)
@@ -94,7 +94,7 @@ class SiteHome:
             identity=identity,
             directory=directory,
             config=config,
-            task=make_task(config, task_factory),
+            task=lambda: make_task(config, task_factory),
             state=home / "state",
         )
 

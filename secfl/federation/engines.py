@@ -167,7 +167,8 @@ class RemoteEngine:
         return self._clients
 
     def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
-        """See `RoundEngine.driver`."""
+        """See `RoundEngine.driver`; waits for sites that are away."""
+        self._exchange.gather()
         return ExchangeDriver(self._exchange, deadlines=self._deadlines, drops=drops, record=record)
 
 

@@ -51,6 +51,10 @@ class Exchange(Protocol):
         """
         ...
 
+    def gather(self) -> None:
+        """Wait for sites that are away, as long as the engine finds sensible; called before every round."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:

@@ -10,6 +10,7 @@ calls itself by another site's name only makes that site drop out.
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import queue
 import threading
@@ -23,22 +24,34 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from secfl.config import load_config
 from secfl.errors import ConfigError, RoundAborted
+from secfl.federation.deployment import SiteHome, announce_run, coordinate, read_members
+from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
+from secfl.federation.observer import SilentObserver
 from secfl.federation.rundir import RunDirectory
-from secfl.federation.site_agent import SiteAgent
+from secfl.federation.site_agent import SiteAgent, largest_message
 from secfl.federation.site_setup import simulated_agent
 from secfl.federation.work import make_task
 from secfl.segmentation.task import Task
 from secfl.types import ClientId
 
-__all__ = ["FlowerExchange", "client_app", "find_sites", "flower_simulation", "simulated_sites"]
+__all__ = [
+    "FlowerExchange",
+    "client_app",
+    "coordinator_app",
+    "find_sites",
+    "flower_simulation",
+    "simulated_sites",
+    "site_app",
+]
 
 _RECORD: Final = "secfl"
 _ASK: Final = "query.secfl"
 _WHO: Final = "query.secfl_site"
 _START_SECONDS: Final = 120.0
 
-OpenAgent = Callable[[Context], AbstractContextManager[SiteAgent]]
+OpenAgent = Callable[[Context], AbstractContextManager[SiteAgent | SiteHome]]
 SiteName = Callable[[Context], str]
 
 
@@ -113,20 +126,21 @@ class FlowerExchange:
     Args:
         grid: Of the server app.
         names: The enrolled sites.
-        patience: Seconds for which all sites are waited for before the first round.
+        patience: Seconds for which all sites are waited for before a round.
     """
 
     def __init__(self, grid: Grid, names: Sequence[ClientId], *, patience: float) -> None:
         self._grid = grid
         self._names = tuple(names)
+        self._patience = patience
         self._nodes = find_sites(grid, names, seconds=patience, wait_for_all=True)
         if not self._nodes:
             raise RoundAborted(f"Flower: none of the sites {', '.join(names)} is connected")
 
-    def look_again(self) -> None:
-        """Ask the nodes who they are: one that was restarted may have another number."""
-        found = find_sites(self._grid, self._names, seconds=10.0, wait_for_all=False)
-        self._nodes.update(found)
+    def gather(self) -> None:
+        """Wait for sites that are away, before a round; one that was restarted may have another number."""
+        if found := find_sites(self._grid, self._names, seconds=self._patience, wait_for_all=True):
+            self._nodes = found
 
     def exchange(
         self, requests: Mapping[ClientId, bytes], *, seconds: float
@@ -170,8 +184,10 @@ def simulated_sites(
 
     @contextmanager
     def agent(context: Context) -> Iterator[SiteAgent]:
-        task = _task_of(run, task_factory)
-        with closing(simulated_agent(RunDirectory.open(run), name(context), run_id=run_id, task=task)) as one:
+        agent = simulated_agent(
+            RunDirectory.open(run), name(context), run_id=run_id, task=lambda: _task_of(run, task_factory)
+        )
+        with closing(agent) as one:
             yield one
 
     return client_app(agent, name=name)
@@ -181,6 +197,73 @@ def simulated_sites(
 def _task_of(run: Path, factory: str | None) -> Task:
     """The task of a run, made once in each process: a node's messages come one at a time."""
     return make_task(RunDirectory.open(run).config(), factory)
+
+
+def site_app(task_factory: str | None = None) -> ClientApp:
+    """The app of a site in deployment, for ``[tool.flwr.app.components]``.
+
+    The node's configuration names its home (see `secfl.federation.deployment`)::
+
+        flower-supernode --node-config 'site="north" home="/var/lib/secfl/north"' ...
+    """
+
+    def name(context: Context) -> str:
+        return str(context.node_config["site"])
+
+    @contextmanager
+    def home(context: Context) -> Iterator[SiteHome]:
+        folder, today = Path(str(context.node_config["home"])), dt.datetime.now(dt.UTC).date()
+        with closing(SiteHome.open(folder, name(context), today=today, task_factory=task_factory)) as one:
+            yield one
+
+    return client_app(home, name=name)
+
+
+def coordinator_app(task_factory: str | None = None) -> ServerApp:
+    """The app of a coordinator that holds nobody's key, for ``[tool.flwr.app.components]``.
+
+    The run's configuration names ``home`` (with ``config.toml`` and ``manifest.json``) and ``out``, the new run
+    directory; ``tls``, ``node-auth`` and ``processes`` are what whoever started the link says of it.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        given = context.run_config
+        home, out = Path(str(given["home"])), Path(str(given["out"]))
+        directory = read_members(home / "manifest.json", dt.datetime.now(dt.UTC).date())
+        config = load_config(home / "config.toml", {})
+        names = tuple(sorted(directory.keys))
+
+        @contextmanager
+        def opener(setting: RunSetting) -> Iterator[RoundEngine]:
+            gathering = setting.config.deadlines.gathering
+            exchange = FlowerExchange(grid, names, patience=gathering)
+            seconds = setting.config.deadlines.training
+            absent = announce_run(
+                exchange, names, run_id=setting.run_id, config_digest=setting.config.digest(), seconds=seconds
+            )
+            for site, reason in absent.items():
+                setting.run.log(f"{site} is not in the run: {reason}")
+            most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
+            yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
+
+        coordinate(
+            config,
+            directory=directory,
+            out=out,
+            opener=opener,
+            observer=SilentObserver(),
+            task_factory=task_factory,
+            facts={
+                "engine": "flower-deployment",
+                "tls": bool(given.get("tls", False)),
+                "node_auth": bool(given.get("node-auth", False)),
+                "processes": int(given.get("processes", 1)),
+            },
+        )
+
+    return app
 
 
 @contextmanager

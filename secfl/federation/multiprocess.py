@@ -101,6 +101,9 @@ class SiteProcesses:
                     waiting.discard(name)
         self._asked = {}
 
+    def gather(self) -> None:
+        """Nothing to wait for: `exchange` itself starts dead sites again."""
+
     def close(self) -> None:
         """Stop every site and close every socket."""
         self._hub.close()

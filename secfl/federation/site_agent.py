@@ -19,7 +19,7 @@ import numpy as np
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, Running
 from secfl.crypto.hazmat.sealed import derive
 from secfl.crypto.identity import Directory, Identity
-from secfl.errors import LocalProtocolError, RemoteProtocolError, SecflError
+from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError, SecflError
 from secfl.federation.checkpoint import write_atomically
 from secfl.federation.journal import Journal
 from secfl.federation.journaled_party import JournaledParty
@@ -42,6 +42,7 @@ from secfl.federation.requests import (
     decode_request,
     encode,
 )
+from secfl.federation.round_files import spec_from_json, spec_to_json
 from secfl.federation.schemes import scheme_for
 from secfl.federation.snapshot_vault import SnapshotVault
 from secfl.federation.state import count_parameters
@@ -50,7 +51,7 @@ from secfl.randomness import Rng
 from secfl.segmentation.task import State
 from secfl.types import AGGREGATOR, PrivatizedUpdate, RoundId, RoundSpec, SchemeSpec
 
-__all__ = ["Reports", "SiteAgent", "SiteTerms", "largest_message"]
+__all__ = ["LocalTraining", "Reports", "SiteAgent", "SiteTerms", "largest_message"]
 
 _OVERHEAD: Final = 1 << 20
 
@@ -78,16 +79,29 @@ class SiteTerms:
         directory: The enrolled keys; the cohort of every round is all of them.
         threshold: Fewest survivors.
         scheme: Scheme and parameters.
-        round_terms: Grid, modulus, weights, digests of task and plan.
-        layout: A model with the names and shapes of the run's; its values do not matter.
     """
 
     run_id: bytes
     directory: Directory
     threshold: int
     scheme: SchemeSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalTraining:
+    """What a site needs to answer an offer, and for nothing else: making it may load data and libraries.
+
+    Attributes:
+        round_terms: Grid, modulus, weights, digests of task and plan.
+        layout: A model with the names and shapes of the run's; its values do not matter.
+        work: What the site does with its data.
+        guard: Holds the run to the site's policy before anything is spent; ``None`` where it has none.
+    """
+
     round_terms: RoundTerms
     layout: State = field(repr=False)
+    work: LocalWork
+    guard: Guard | None = None
 
 
 class SiteAgent:
@@ -97,11 +111,9 @@ class SiteAgent:
         identity: The site's name and signing key.
         folder: Journal, sealed snapshots, the current offer and the last checkpoint; of this site alone.
         terms: What it agreed to.
-        work: What it does with its data.
+        prepare: Makes what training needs; called once, when the first offer comes.
         rng: Keys and masks.
         reports: Whether figures of its own work are told.
-        guard: Makes what holds the run to the site's policy, or `None` where it has none; asked before the
-            first round is entered.
 
     Raises:
         LocalProtocolError: Another process holds the folder, or the journal is damaged.
@@ -113,21 +125,19 @@ class SiteAgent:
         *,
         folder: Path,
         terms: SiteTerms,
-        work: LocalWork,
+        prepare: Callable[[], LocalTraining],
         rng: Rng,
         reports: Reports = Reports.NOTHING,
-        guard: Callable[[], Guard | None] = lambda: None,
     ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._identity = identity
         self._terms = terms
-        self._work = work
+        self._prepare = prepare
+        self._prepared: LocalTraining | None = None
         self._rng = rng
         self._reports = reports
-        self._make_guard = guard
-        self._guard: Guard | None = None
         self._scheme = scheme_for(terms.scheme)
-        self._offer_file = folder / "offer.bin"
+        self._spec_file = folder / "round.json"
         self._journal = Journal(folder / "journal", client=identity.name)
         self._vault = SnapshotVault(
             folder / "snapshots",
@@ -135,7 +145,6 @@ class SiteAgent:
             key=derive(identity.seed, b"site-snapshots", terms.run_id),
         )
         self._witness = Witness(identity, run_id=terms.run_id, keep=folder / "checkpoint.json")
-        self._most_bytes = largest_message(count_parameters(terms.layout), len(terms.directory.keys))
         self._party: JournaledParty | None = None
         self._spec: RoundSpec | None = None
         self._local: LocalReport | None = None
@@ -148,11 +157,11 @@ class SiteAgent:
         """Reply to one request. Never raises for what came from outside."""
         number = RoundId(0)
         try:
-            message = decode_request(request, peer=AGGREGATOR, most_bytes=self._most_bytes)
+            message = decode_request(request, peer=AGGREGATOR, most_bytes=self._largest_request())
             match message:
                 case OfferRound():
                     number = message.round_id
-                    reply: Reply = self._enter(message, request)
+                    reply: Reply = self._enter(message)
                 case Deliver():
                     number = message.round_id
                     reply = self._deliver(message)
@@ -170,9 +179,9 @@ class SiteAgent:
             reply = Failed(round_id=number, reason=str(error))
         return encode(reply)
 
-    def _enter(self, message: OfferRound, request: bytes) -> Reply:
+    def _enter(self, message: OfferRound) -> Reply:
         offer = self._read_offer(message)
-        spec = offer.specification(self._terms.round_terms, self._terms.directory)
+        spec = offer.specification(self._training().round_terms, self._terms.directory)
         if self._spec is not None and self._spec.digest() == spec.digest() and self._party is not None:
             return self._say(self._party.start)
         try:
@@ -184,7 +193,7 @@ class SiteAgent:
                 spec,
                 self._identity,
                 directory=self._terms.directory,
-                draw_update=lambda: self._contribute(offer, spec, request),
+                draw_update=lambda: self._contribute(offer, spec),
                 rng=self._rng,
                 journal=self._journal,
                 vault=self._vault,
@@ -194,14 +203,28 @@ class SiteAgent:
         assert self._party is not None
         return self._say(self._party.start)
 
-    def _contribute(self, offer: RoundOffer, spec: RoundSpec, request: bytes) -> PrivatizedUpdate:
-        if self._guard is None:
-            self._guard = self._make_guard()
-        if self._guard is not None:
-            self._guard.admit(offer)
-        # Kept so that another process can recompute the specification of a round that is under way.
-        write_atomically(self._offer_file, request)
-        contribution = self._work.contribute(offer, spec)
+    def _training(self) -> LocalTraining:
+        if self._prepared is None:
+            self._prepared = self._prepare()
+        return self._prepared
+
+    def _largest_request(self) -> int:
+        """Nothing larger is looked at: by the round that is under way, or by the site's own model."""
+        if self._spec is None and self._prepared is None:
+            self._spec = self._read_spec()
+        if self._spec is not None:
+            parameters = sum(vector.length for vector in self._spec.vectors)
+        else:
+            parameters = count_parameters(self._training().layout)
+        return largest_message(parameters, len(self._terms.directory.keys))
+
+    def _contribute(self, offer: RoundOffer, spec: RoundSpec) -> PrivatizedUpdate:
+        training = self._training()
+        if training.guard is not None:
+            training.guard.admit(offer)
+        # Another process of this site goes on with the round by the specification alone.
+        write_atomically(self._spec_file, spec_to_json(spec))
+        contribution = training.work.contribute(offer, spec)
         self._local = contribution.report
         return contribution.privatized
 
@@ -223,17 +246,26 @@ class SiteAgent:
 
     def _go_on(self) -> None:
         """Take up the round that another process of this site had entered."""
-        try:
-            request = self._offer_file.read_bytes()
-        except FileNotFoundError:
-            raise LocalProtocolError("no round is under way here") from None
-        except OSError as error:
-            raise LocalProtocolError(f"{self._offer_file}: {error.strerror}") from None
-        message = decode_request(request, peer=self._identity.name, most_bytes=self._most_bytes)
-        if not isinstance(message, OfferRound):
-            raise LocalProtocolError(f"{self._offer_file}: expected the offer of a round")
-        spec = self._read_offer(message).specification(self._terms.round_terms, self._terms.directory)
+        spec = self._read_spec()
+        if spec is None:
+            raise LocalProtocolError("no round is under way here")
         self._restore(spec)
+
+    def _read_spec(self) -> RoundSpec | None:
+        """The specification that this site computed when it entered the round; the journal holds its digest.
+
+        Raises:
+            LocalProtocolError: The file is damaged, or of other terms than this site has now.
+        """
+        try:
+            spec = spec_from_json(self._spec_file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ConfigError) as error:
+            raise LocalProtocolError(f"{self._spec_file}: {error}") from None
+        if spec.run_id != self._terms.run_id or spec.manifest_digest != self._terms.directory.digest():
+            raise LocalProtocolError(f"{self._spec_file}: of another run or manifest than this site's")
+        return spec
 
     def _restore(self, spec: RoundSpec) -> None:
         self._spec = spec
@@ -281,7 +313,8 @@ class SiteAgent:
         for name, expected in agreed.items():
             if getattr(message, name) != expected:
                 raise RemoteProtocolError(AGGREGATOR, f"offers a {name} that this site did not agree to")
-        wanted = count_parameters(terms.layout)
+        layout = self._training().layout
+        wanted = count_parameters(layout)
         if message.model.size != wanted:
             raise RemoteProtocolError(
                 AGGREGATOR, f"offers a model of {message.model.size} elements, expected {wanted}"
@@ -293,7 +326,7 @@ class SiteAgent:
             cohort=message.cohort,
             threshold=message.threshold,
             scheme=message.scheme,
-            state=_shaped(message.model, terms.layout),
+            state=_shaped(message.model, layout),
             announced=message.announced,
         )
 

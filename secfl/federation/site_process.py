@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         token = bytes.fromhex(sys.stdin.readline().strip())
         run = RunDirectory.open(given.run)
         task = make_task(run.config(), given.task)
-        agent = simulated_agent(run, given.site, run_id=bytes.fromhex(given.run_id), task=task)
+        agent = simulated_agent(run, given.site, run_id=bytes.fromhex(given.run_id), task=lambda: task)
         most = largest_message(count_parameters(task.initial_state()), len(task.sites))
         stream = connect(given.port, name=client_id(given.site), token=token, most_bytes=most)
         while (request := stream.receive()) is not None:

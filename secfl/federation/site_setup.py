@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from secfl.config import RunConfig, check_cohort
@@ -12,7 +13,7 @@ from secfl.federation.policy import Agreement, Guard, load_policy
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_spec
-from secfl.federation.site_agent import Reports, SiteAgent, SiteTerms
+from secfl.federation.site_agent import LocalTraining, Reports, SiteAgent, SiteTerms
 from secfl.federation.state import count_parameters
 from secfl.federation.work import local_work
 from secfl.randomness import SystemRng
@@ -29,7 +30,7 @@ def make_agent(
     identity: Identity,
     *,
     config: RunConfig,
-    task: Task,
+    task: Callable[[], Task],
     directory: Directory,
     run_id: bytes,
     folder: Path,
@@ -37,14 +38,30 @@ def make_agent(
 ) -> SiteAgent:
     """The agent of one site, on the terms that follow from its own configuration and its own task.
 
-    Raises:
-        ConfigError: Numbers that cannot be met.
-        PrivacyError: The plan is weak and the configuration does not accept that.
+    Args:
+        identity: The site.
+        config: The run as the site understands it.
+        task: Makes what is learned; called when the first offer comes, because it loads data and libraries.
+        directory: The enrolled keys.
+        run_id: The run.
+        folder: Of this site alone.
+        reports: What it tells of its own work.
     """
-    layout = task.initial_state()
     settings = config.secure_agg
     threshold = check_cohort(len(directory.keys), settings.scheme, settings.threshold, config.dropout)
-    terms = fitting_terms(config, task, parameters=count_parameters(layout), threshold=threshold)
+
+    def prepare() -> LocalTraining:
+        learned = task()
+        layout = learned.initial_state()
+        terms = fitting_terms(config, learned, parameters=count_parameters(layout), threshold=threshold)
+        work = local_work(identity.name, config=config, task=learned, terms=terms)
+        return LocalTraining(
+            round_terms=terms.round_terms,
+            layout=layout,
+            work=work,
+            guard=site_guard(config, terms, directory, threshold=threshold),
+        )
+
     return SiteAgent(
         identity,
         folder=folder,
@@ -53,13 +70,10 @@ def make_agent(
             directory=directory,
             threshold=threshold,
             scheme=scheme_spec(settings),
-            round_terms=terms.round_terms,
-            layout=layout,
         ),
-        work=local_work(identity.name, config=config, task=task, terms=terms),
+        prepare=prepare,
         rng=SystemRng(),
         reports=reports,
-        guard=lambda: site_guard(config, terms, directory, threshold=threshold),
     )
 
 
@@ -79,7 +93,7 @@ def site_guard(config: RunConfig, terms: RunTerms, directory: Directory, *, thre
     return Guard(load_policy(path), agreement, name=f"policy {path}")
 
 
-def simulated_agent(run: RunDirectory, site: str, *, run_id: bytes, task: Task) -> SiteAgent:
+def simulated_agent(run: RunDirectory, site: str, *, run_id: bytes, task: Callable[[], Task]) -> SiteAgent:
     """The agent of one site of a simulated run."""
     name = client_id(site)
     identities = {identity.name: identity for identity in run.identities()}

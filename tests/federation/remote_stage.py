@@ -12,7 +12,7 @@ from secfl.federation.exchange import Deadlines, ExchangeDriver, RemoteSite
 from secfl.federation.local_work import Contribution, LocalReport
 from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
 from secfl.federation.schemes import scheme_for
-from secfl.federation.site_agent import Reports, SiteAgent, SiteTerms, largest_message
+from secfl.federation.site_agent import LocalTraining, Reports, SiteAgent, SiteTerms, largest_message
 from secfl.randomness import InsecureSeededRng, SystemRng
 from secfl.types import ClientId, PrivatizedUpdate, RoundId, SchemeSpec
 
@@ -53,14 +53,13 @@ class Stage:
             directory=Directory.enroll(self.identities.values()),
             threshold=3,
             scheme=SCHEMES[scheme],
-            round_terms=RoundTerms(
-                grid=Grid.for_coordinates(LENGTH, coordinate_bound=1.0, value_bits=16),
-                bits=20,
-                weighting=None,
-                task_digest=bytes(32),
-                plan_digest=bytes(32),
-            ),
-            layout=self.layout,
+        )
+        self.round_terms = RoundTerms(
+            grid=Grid.for_coordinates(LENGTH, coordinate_bound=1.0, value_bits=16),
+            bits=20,
+            weighting=None,
+            task_digest=bytes(32),
+            plan_digest=bytes(32),
         )
         self.scheme = scheme_for(self.terms.scheme)
         self.work = {name: FixedWork(name) for name in names}
@@ -72,7 +71,9 @@ class Stage:
             self.identities[name],
             folder=self.folder / name,
             terms=changes.get("terms", self.terms),
-            work=self.work[name],
+            prepare=lambda: LocalTraining(
+                round_terms=self.round_terms, layout=self.layout, work=self.work[name]
+            ),
             rng=SystemRng(),
             reports=self.reports,
         )
@@ -101,7 +102,7 @@ class Stage:
     def run(self, exchange, *, round_id=1, drops=None, watch=lambda _: None, **changes):
         """One round; the sum must be the survivors' exact one."""
         offer = self.offer(round_id, **changes)
-        spec = offer.specification(self.terms.round_terms, self.terms.directory)
+        spec = offer.specification(self.round_terms, self.terms.directory)
         sites = self.sites(exchange)
         parties = {name: site.join(offer) for name, site in sites.items()}
         driver = ExchangeDriver(exchange, deadlines=DEADLINES, drops=drops)
@@ -134,6 +135,9 @@ class DirectExchange:
         self.asked: list[tuple[str, bytes]] = []
         self.replies: list[tuple[str, bytes]] = []
         self.batch = 0
+
+    def gather(self) -> None:
+        """Nobody is waited for."""
 
     def exchange(
         self, requests: Mapping[ClientId, bytes], *, seconds: float

@@ -66,6 +66,9 @@ class Federation:
             finally:
                 home.close()
 
+    def gather(self):
+        """Nobody is waited for."""
+
     def run(self, **facts):
         @contextmanager
         def opener(setting):

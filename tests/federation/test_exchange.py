@@ -96,6 +96,38 @@ class TestEveryScheme:
         assert one.work["c"].calls == 1
 
 
+class TestTheRoundFile:
+    """What a new process of a site goes on from, when somebody has been at the disk."""
+
+    def tampered(self, one, change):
+        def fault(name, batch, request):
+            if name == "b" and batch == 2:
+                path = one.folder / "b" / "round.json"
+                path.write_bytes(change(path.read_bytes()))
+                one.restart("b")
+            return [request]
+
+        exchange = remote.DirectExchange(one, fault=fault)
+        carriage, _ = one.run(exchange)
+        assert carriage.result.survivors == tuple("acd")
+        return {reply.reason for _, reply in replied(exchange, Failed)}
+
+    def test_another_specification_is_not_the_journals(self, stage):
+        reasons = self.tampered(stage(), lambda data: data.replace(b'"threshold": 3', b'"threshold": 4'))
+        assert reasons == {"round 1 was entered under another specification"}
+
+    def test_another_manifest(self, stage):
+        one = stage()
+        digest = one.terms.directory.digest().hex().encode()
+        (reason,) = self.tampered(one, lambda data: data.replace(digest, b"00" * 32))
+        assert "of another run or manifest" in reason
+
+    @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"[" * 100_000])
+    def test_rubbish(self, stage, data):
+        (reason,) = self.tampered(stage(), lambda _: data)
+        assert "damaged round file" in reason
+
+
 class TestWhatASiteRefuses:
     def refused(self, stage, **changes):
         exchange = remote.DirectExchange(stage)
@@ -225,7 +257,7 @@ class TestWhatACoordinatorRefuses:
         one = stage()
         offer = one.offer()
         parties = {name: site.join(offer) for name, site in one.sites(remote.DirectExchange(one)).items()}
-        spec = offer.specification(one.terms.round_terms, one.terms.directory)
+        spec = offer.specification(one.round_terms, one.terms.directory)
         with pytest.raises(LocalProtocolError, match="lives at its site"):
             InProcessDriver().carry(
                 one.scheme.aggregator(spec, directory=one.terms.directory), parties, watch=lambda _: None

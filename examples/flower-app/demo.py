@@ -1,0 +1,372 @@
+"""Five sites on this host under Flower's deployment engine, one of them killed in round 2 and back in round 3.
+
+TLS and node authentication are on; the certificates and keys are made on the spot and are good for nothing else.
+The same run in one process, with the same drop-out, must end in the same model. Usage: ``python demo.py [FOLDER]``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import ipaddress
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from secfl.config import RunConfig, load_config
+from secfl.crypto.identity import Identity
+from secfl.federation.driver import Driver, Record
+from secfl.federation.engines import RoundEngine, RunSetting, open_engine
+from secfl.federation.members import Members
+from secfl.federation.observer import SilentObserver
+from secfl.federation.simulation import start
+from secfl.federation.work import make_task
+from secfl.randomness import SystemRng
+from secfl.types import ClientId
+
+SITES = tuple(f"clinic-{number}" for number in range(1, 6))
+KILLED = SITES[2]
+ROUNDS = 3
+APP = Path(__file__).resolve().parent
+SECONDS = 1200.0
+SETTINGS = """\
+clients = 5
+threads = 1
+[data]
+source = "phantom"
+phantom_images = 8
+image_size = 48
+[model]
+channels = [8, 8, 16]
+[training]
+rounds = 3
+local_epochs = 1
+[secure_agg]
+scheme = "ckks"
+threshold = 4
+[deadlines]
+training = 120
+phase = 60
+gathering = 40
+"""
+
+
+def main() -> int:
+    """Run the demonstration; returns 0 when the two models agree."""
+    root = Path(sys.argv[1] if len(sys.argv) > 1 else f"runs/flower-demo-{time.strftime('%Y%m%d-%H%M%S')}")
+    root = root.resolve()
+    root.mkdir(parents=True)
+    prepare_homes(root)
+    certificates(root / "certificates")
+    out = root / "run"
+    with Processes(root) as processes:
+        port = start_link(root, processes)
+        for number, site in enumerate(SITES):
+            start_node(root, processes, site, number=number, port=port)
+        submit(root, out)
+        wait_for_rounds(root, out, 1)
+        say(f"round 1 is done; killing {KILLED}")
+        processes.kill(KILLED)
+        wait_for_rounds(root, out, 2)
+        say(f"round 2 was done without it; starting {KILLED} again")
+        start_node(root, processes, KILLED, number=SITES.index(KILLED), port=port)
+        wait_for((out / "summary.json").exists, "the end of the run", root)
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    say(f"drop-outs by round: {summary['dropouts']['by_round']}")
+    expected = in_one_process(root, summary["dropouts"]["by_round"])
+    same = expected["final_model_sha256"] == summary["final_model_sha256"]
+    say(f"model {summary['final_model_sha256'][:16]}…, in one process {expected['final_model_sha256'][:16]}…")
+    secfl("ledger", "verify", str(out))
+    say(str(out))
+    return 0 if same else 1
+
+
+def prepare_homes(root: Path) -> None:
+    """What each site would do on its own host: a key, and a signature under the manifest."""
+    homes = root / "homes"
+    homes.mkdir()
+    for site in SITES:
+        (homes / site).mkdir(mode=0o700)
+        secfl("keys", "new", site, "--out", str(homes / site), quiet=True)
+    manifest = root / "manifest.json"
+    entries = [str(homes / site / f"{site}.public.json") for site in SITES]
+    secfl("keys", "enroll", str(manifest), *entries, quiet=True)
+    for site in SITES:
+        secfl("keys", "manifest", str(manifest), "--sign", str(homes / site / f"{site}.key"), quiet=True)
+    coordinator = homes / "coordinator"
+    coordinator.mkdir()
+    for folder in [coordinator, *(homes / site for site in SITES)]:
+        (folder / "manifest.json").write_bytes(manifest.read_bytes())
+        (folder / "config.toml").write_text(SETTINGS, encoding="utf-8")
+
+
+def certificates(folder: Path) -> None:
+    """An authority, the link's certificate for this host, and a key pair for every node."""
+    folder.mkdir(mode=0o700)
+    now = dt.datetime.now(dt.UTC)
+    authority = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "secfl demonstration authority")])
+
+    def issue(name: x509.Name, key: ec.EllipticCurvePrivateKey, *, is_authority: bool) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(minutes=5))
+            .not_valid_after(now + dt.timedelta(days=2))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        )
+        if not is_authority:
+            names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(authority, hashes.SHA256())
+
+    server = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    pem = serialization.Encoding.PEM
+    (folder / "ca.crt").write_bytes(issue(issuer, authority, is_authority=True).public_bytes(pem))
+    (folder / "server.pem").write_bytes(issue(subject, server, is_authority=False).public_bytes(pem))
+    secret(
+        folder / "server.key",
+        server.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+    )
+    for site in SITES:
+        node = ec.generate_private_key(ec.SECP384R1())
+        private = node.private_bytes(pem, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+        secret(folder / f"{site}.node", private)
+        public = node.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        )
+        (folder / f"{site}.node.pub").write_bytes(public)
+
+
+def secret(path: Path, content: bytes) -> None:
+    """Write a file for its owner only."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+
+
+class Processes:
+    """Everything that was started, by name; all of it ends with the block."""
+
+    def __init__(self, root: Path) -> None:
+        self._logs = root / "logs"
+        self._logs.mkdir()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment = os.environ | {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_HOME": str(root / "flower"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._running):
+            self.kill(name)
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a program in a group of its own, its output in ``logs/NAME.log``."""
+        with (self._logs / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(  # noqa: S603 - fixed programs, no shell
+                command, stdout=log, stderr=log, env=self.environment, start_new_session=True
+            )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to a program and to everything that it started."""
+        process = self._running.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def run(self, *command: str) -> str:
+        """Run a program to its end; its output."""
+        done = subprocess.run(  # noqa: S603 - fixed programs, no shell
+            command, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+
+def start_link(root: Path, processes: Processes) -> int:
+    """Flower's link with TLS and node authentication, and the nodes' keys registered with it."""
+    folder, port = root / "certificates", free_port()
+    processes.start(
+        "superlink",
+        "flower-superlink",
+        "--ssl-ca-certfile",
+        str(folder / "ca.crt"),
+        "--ssl-certfile",
+        str(folder / "server.pem"),
+        "--ssl-keyfile",
+        str(folder / "server.key"),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        "--port",
+        str(port),
+    )
+    home = root / "flower"
+    home.mkdir()
+    connection = f'[superlink]\ndefault = "demo"\n[superlink.demo]\naddress = "127.0.0.1:{port}"\n'
+    (home / "config.toml").write_text(
+        f'{connection}root-certificates = "{folder / "ca.crt"}"\n', encoding="utf-8"
+    )
+    wait_for(lambda: listens(port), "the link", root)
+    for site in SITES:
+        processes.run("flwr", "supernode", "register", str(folder / f"{site}.node.pub"), "demo")
+    say(f"link on port {port} with TLS; {len(SITES)} nodes registered")
+    return port
+
+
+def start_node(root: Path, processes: Processes, site: str, *, number: int, port: int) -> None:
+    """A site's node."""
+    folder = root / "certificates"
+    processes.start(
+        site,
+        "flower-supernode",
+        "--superlink",
+        f"127.0.0.1:{port}",
+        "--root-certificates",
+        str(folder / "ca.crt"),
+        "--auth-supernode-private-key",
+        str(folder / f"{site}.node"),
+        "--port",
+        str(free_port()),
+        "--node-config",
+        f'site="{site}" home="{root / "homes" / site}" number={number}',
+    )
+
+
+def submit(root: Path, out: Path) -> None:
+    """Ask the link to run the app."""
+    settings = {
+        "home": f'"{root / "homes" / "coordinator"}"',
+        "out": f'"{out}"',
+        "tls": "true",
+        "node-auth": "true",
+        "processes": str(len(SITES) + 1),
+    }
+    given = " ".join(f"{name}={value}" for name, value in settings.items())
+    Processes.run(  # the environment alone is needed
+        _Environment(root), "flwr", "run", str(APP), "demo", "--run-config", given
+    )
+    say("submitted")
+
+
+class _Environment(Processes):
+    def __init__(self, root: Path) -> None:
+        self._running = {}
+        self.environment = os.environ | {
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_HOME": str(root / "flower"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+
+class Scripted:
+    """An engine whose drivers lose the given sites in the given rounds."""
+
+    def __init__(self, inner: RoundEngine, lost: Mapping[str, list[str]]) -> None:
+        self._inner, self._lost, self._round = inner, lost, -1
+        self.clients, self.co_signers = inner.clients, inner.co_signers
+
+    def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
+        """The next round's driver."""
+        self._round += 1
+        lost = {ClientId(name): 0 for name in self._lost.get(str(self._round), [])}
+        return self._inner.driver(drops={**drops, **lost}, record=record)
+
+
+def in_one_process(root: Path, lost: Mapping[str, list[str]]) -> dict[str, object]:
+    """The same run without Flower, with the same drop-outs."""
+
+    @contextmanager
+    def opener(setting: RunSetting) -> Iterator[RoundEngine]:
+        with open_engine(setting) as engine:
+            yield Scripted(engine, lost)
+
+    config: RunConfig = load_config(root / "homes" / "coordinator" / "config.toml", {})
+    task = make_task(config, None)
+    return start(
+        config,
+        out=root / "in-one-process",
+        observer=SilentObserver(),
+        task=task,
+        task_factory=None,
+        members=Members.simulated([Identity.generate(site, SystemRng()) for site in task.sites]),
+        opener=opener,
+    )
+
+
+def wait_for_rounds(root: Path, out: Path, rounds: int) -> None:
+    """Wait until so many rounds are in the run's metrics."""
+    metrics = out / "metrics.jsonl"
+    wait_for(
+        lambda: metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= rounds,
+        f"round {rounds}",
+        root,
+    )
+
+
+def wait_for(condition: object, what: str, root: Path) -> None:
+    """Poll a condition; gives up after `SECONDS`."""
+    assert callable(condition)
+    end = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"{what} did not come within {SECONDS:.0f} s; see {root / 'logs'}")
+        time.sleep(0.3)
+
+
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def free_port() -> int:
+    """A port of this host that is free now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def secfl(*arguments: str, quiet: bool = False) -> None:
+    """Run one command of secfl."""
+    done = subprocess.run(  # noqa: S603 - this interpreter, no shell
+        [sys.executable, "-m", "secfl.cli", *arguments], check=False, capture_output=quiet, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"secfl {' '.join(arguments)}: {done.stderr or 'failed'}")
+
+
+def say(text: str) -> None:
+    """One line for whoever watches."""
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
