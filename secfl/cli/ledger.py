@@ -29,7 +29,7 @@ app = typer.Typer(
 _LARGE = 1 << 20  # bytes; above, `show` leaves the form of each line to `verify`
 
 _Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run directory, a ledger file, or a folder with an account.")
+    Path, typer.Argument(metavar="RUN", help="A run directory, a ledger file, or a folder with accounts.")
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
 _Delta = Annotated[
@@ -57,12 +57,9 @@ def show(
     """One row per adversary: what it sees, which ε holds, and under which assumption."""
     from secfl.cli import ledger_table
 
-    account = _account_folder(run)
-    if account is not None:
-        from secfl.ledger.accounts import Account
-
-        reading = Account.read(account).reading().to_json()
-        typer.echo(json.dumps(reading, indent=2) if as_json else ledger_table.account_text(reading), nl=True)
+    accounts = _account_folders(run)
+    if accounts:
+        _show_accounts(run, accounts, as_json=as_json)
         return
     verdict = _verify(run, delta=delta, quick_above=_LARGE)
     if as_json:
@@ -155,7 +152,9 @@ def check(
 
     finding = check_proof(read_proof(proof), directory=_directory(keys), kept=_kept(checkpoint))
     if as_json:
-        typer.echo(json.dumps(finding.to_json(), indent=2))
+        from secfl.ledger.verify import OUTPUT_FORMAT_VERSION
+
+        typer.echo(json.dumps({"format_version": OUTPUT_FORMAT_VERSION} | finding.to_json(), indent=2))
         return
     typer.echo(f"holds: {finding.shows}")
     signers = ", ".join(finding.signers) or "nobody"
@@ -173,7 +172,9 @@ def diff(left: _Run, right: _Run, as_json: _Json = False, delta: _Delta = None) 
 
     comparison = compare(_load(left)[1], _load(right)[1], delta=delta)
     if as_json:
-        typer.echo(json.dumps(comparison.to_json(), indent=2))
+        from secfl.ledger.verify import OUTPUT_FORMAT_VERSION
+
+        typer.echo(json.dumps({"format_version": OUTPUT_FORMAT_VERSION} | comparison.to_json(), indent=2))
     else:
         ledger_table.print_comparison(comparison, left=str(left), right=str(right))
 
@@ -276,10 +277,25 @@ def _ledger_file(run: Path) -> Path:
     return run
 
 
-def _account_folder(run: Path) -> Path | None:
-    if run.is_dir() and not (run / "ledger.jsonl").exists() and (run / "account.jsonl").exists():
-        return run
-    return None
+def _account_folders(run: Path) -> list[Path]:
+    """The folder itself where it holds an account, or those below it that do: one for each site."""
+    if not run.is_dir() or (run / "ledger.jsonl").exists():
+        return []
+    return [folder for folder in (run, *sorted(run.iterdir())) if (folder / "account.jsonl").is_file()]
+
+
+def _show_accounts(run: Path, folders: list[Path], *, as_json: bool) -> None:
+    from secfl.cli import ledger_table
+    from secfl.ledger.accounts import Account
+    from secfl.ledger.verify import OUTPUT_FORMAT_VERSION
+
+    readings = {folder.name: Account.read(folder).reading().to_json() for folder in folders}
+    if as_json:
+        only = readings[folders[0].name] if folders == [run] else {"accounts": readings}
+        typer.echo(json.dumps({"format_version": OUTPUT_FORMAT_VERSION} | only, indent=2))
+        return
+    for name, reading in readings.items():
+        typer.echo(("" if folders == [run] else f"{name}: ") + ledger_table.account_text(reading))
 
 
 def _write(text: str, out: Path | None) -> None:

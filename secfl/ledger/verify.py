@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from secfl.crypto.identity import Directory
 from secfl.errors import ConfigError, LedgerCorrupted
@@ -18,7 +18,10 @@ from secfl.ledger.statement import Statement
 from secfl.ledger.views import statements
 from secfl.ledger.words import plural
 
-__all__ = ["CANNOT_PROVE", "Depth", "Status", "Verdict", "load", "verify_file"]
+__all__ = ["CANNOT_PROVE", "OUTPUT_FORMAT_VERSION", "Depth", "Status", "Verdict", "load", "verify_file"]
+
+OUTPUT_FORMAT_VERSION: Final = 1
+"""Version of what ``secfl ledger`` prints with ``--json``."""
 
 CANNOT_PROVE = (
     "that a site really clipped, sampled and added its noise as stated",
@@ -82,6 +85,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
         return {
+            "format_version": OUTPUT_FORMAT_VERSION,
             "status": self.status.value,
             "entries": self.entries,
             "rounds": self.rounds,

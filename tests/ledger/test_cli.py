@@ -82,6 +82,16 @@ class TestShow:
         assert "cap: epsilon 8 at delta 1e-05" in output
         assert json.loads(run("show", tmp_path / "account", "--json"))["charges"] == 0
 
+    def test_the_accounts_of_several_sites_are_shown(self, tmp_path):
+        budget = Budget(epsilon=8.0, delta=1e-5)
+        for number, site in enumerate(("north", "south")):
+            Account.open(tmp_path / "sites" / site, budget=budget, rng=InsecureSeededRng(number))
+        output = run("show", tmp_path / "sites")
+        assert output.count("cap: epsilon 8 at delta 1e-05") == 2
+        assert output.startswith("north: account ")
+        shown = json.loads(run("show", tmp_path / "sites", "--json"))
+        assert list(shown["accounts"]) == ["north", "south"]
+
 
 class TestVerify:
     def test_closed(self, folder, tmp_path):
@@ -156,6 +166,20 @@ def test_diff(folder, open_folder):
     output = run("diff", folder, open_folder)
     assert "committed" in output
     assert json.loads(run("diff", folder, open_folder, "--json"))["rounds"]["committed"] == [2, 0]
+
+
+def test_what_is_printed_for_machines_states_its_version(folder, open_folder, tmp_path):
+    Account.open(tmp_path / "account", budget=Budget(epsilon=8.0, delta=1e-5), rng=InsecureSeededRng(1))
+    run("prove", folder, "--entry", 2, "--out", tmp_path / "proof.json")
+    for command in (
+        ("show", folder),
+        ("show", tmp_path / "account"),
+        ("verify", folder),
+        ("verify", open_folder, "--allow-open"),
+        ("diff", folder, open_folder),
+        ("check", tmp_path / "proof.json"),
+    ):
+        assert json.loads(run(*command, "--json"))["format_version"] == 1, command
 
 
 def test_export(folder, tmp_path):
