@@ -23,6 +23,8 @@ _INTERRUPTED = 130
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "data": ("data", "source"),
     "model": ("model", "name"),
+    "families": ("multi_model", "families"),
+    "student": ("multi_model", "student"),
     "clients": ("clients",),
     "rounds": ("training", "rounds"),
     "local_epochs": ("training", "local_epochs"),
@@ -68,6 +70,18 @@ def simulate(
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model family.", rich_help_panel=_TRAINING)
+    ] = None,
+    families: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…",
+            help="One model family for each site, in order; needs data.public.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --families: the global model's.", rich_help_panel=_TRAINING),
     ] = None,
     clients: Annotated[int | None, typer.Option(metavar="N", help="Sites of the phantom.")] = None,
     rounds: Annotated[
@@ -257,7 +271,7 @@ def _configuration(file: Path | None, given: Mapping[str, Any]) -> RunConfig:
         place = overrides
         for section in sections:
             place = place.setdefault(section, {})
-        place[key] = value
+        place[key] = value.split(",") if name == "families" else value
     try:
         return load_config(file, overrides)
     except ConfigError as error:

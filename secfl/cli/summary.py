@@ -70,7 +70,9 @@ def _scores(scores: Mapping[str, Any], sites: list[str]) -> Table:
         table.add_column(escape(site), justify="right")
     table.add_column("mean", justify="right")
     table.add_column("worst", justify="right")
-    rows = [("federated", scores["dice"])]
+    clients = scores.get("clients", {})
+    rows = [("student" if clients else "federated", scores["dice"])]
+    rows += [(f"{site}'s model", row) for site, row in sorted(clients.items())]
     references = scores.get("references")
     if references:
         rows += [(f"{site} alone", row) for site, row in sorted(references["local"].items())]

@@ -6,6 +6,7 @@ refused with the key's name and what was expected.
 
 from secfl.config.adaptive import PercentileLaplaceConfig, QuantileClipConfig
 from secfl.config.loading import load_config
+from secfl.config.multi import MultiModelConfig
 from secfl.config.run import CONFIG_FORMAT_VERSION, RunConfig, check_cohort, default_threshold
 from secfl.config.sections import (
     FOLDER_DEFAULTS,
@@ -36,6 +37,7 @@ __all__ = [
     "Engine",
     "KeyMode",
     "ModelConfig",
+    "MultiModelConfig",
     "PercentileLaplaceConfig",
     "PrivacyConfig",
     "QuantileClipConfig",

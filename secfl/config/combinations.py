@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from secfl.config.data import DataConfig
+from secfl.config.multi import MultiModelConfig
 from secfl.config.sections import DpMode, DpSchedule, Engine, PrivacyConfig, Scheme, TrainingConfig, Weighting
 
-__all__ = ["check_mechanisms", "check_training"]
+__all__ = ["check_families", "check_mechanisms", "check_training"]
 
 
 def check_mechanisms(privacy: PrivacyConfig, scheme: Scheme) -> None:
@@ -94,3 +95,38 @@ def check_training(
     for message, refused in refusals.items():
         if refused:
             raise ValueError(f"training.{message}")
+
+
+def check_families(
+    multi: MultiModelConfig,
+    data: DataConfig,
+    training: TrainingConfig,
+    privacy: PrivacyConfig,
+    engine: Engine,
+) -> None:
+    """Refuse what a federation of several model families cannot do.
+
+    Raises:
+        ValueError: Names the key.
+    """
+    if not multi.families:
+        return
+    unknown = sorted(set(multi.average or ()) - set(multi.families))
+    refusals = {
+        "families: needs public images as the proxy set (data.public)": not data.public,
+        "families: needs --dp off: maps of probabilities are not accounted, the ledger declares them": (
+            privacy.mode is not DpMode.OFF
+        ),
+        "families: needs --engine inprocess": engine is not Engine.INPROCESS,
+        "families: needs equal weights (training.weighting)": training.weighting is not Weighting.EQUAL,
+        "families: needs local_parameters = none, no stages, no early_stopping and drift = off": bool(
+            training.local_parameters != "none"
+            or training.stages
+            or training.early_stopping is not None
+            or training.drift != "off"
+        ),
+        f"average: {', '.join(unknown)}: no client has this family": bool(unknown),
+    }
+    for message, refused in refusals.items():
+        if refused:
+            raise ValueError(f"multi_model.{message}")

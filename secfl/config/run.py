@@ -11,7 +11,8 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, model_validator
 
 from secfl.config.base import Section
-from secfl.config.combinations import check_mechanisms, check_training
+from secfl.config.combinations import check_families, check_mechanisms, check_training
+from secfl.config.multi import MultiModelConfig
 from secfl.config.sections import (
     FOLDER_DEFAULTS,
     DataConfig,
@@ -80,6 +81,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     secure_agg: SecureAggregationConfig = SecureAggregationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    multi_model: MultiModelConfig = MultiModelConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -121,6 +123,7 @@ class RunConfig(Section):
                 )
         check_mechanisms(privacy, self.secure_agg.scheme)
         check_training(self.data, self.training, privacy, self.engine)
+        check_families(self.multi_model, self.data, self.training, privacy, self.engine)
         return self
 
     def digest(self) -> bytes:

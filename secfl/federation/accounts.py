@@ -69,9 +69,13 @@ class RunAccounts:
         members: Members,
         threshold: int,
         shared: SiteAccounts | None = None,
+        unprotected: Sequence[str] = (),
     ) -> RunAccounts:
-        """Start the ledger of a new run, which is charged to the sites' shared accounts where there are any."""
-        unprotected = [_EVALUATION_ONLY]
+        """Start the ledger of a new run, which is charged to the sites' shared accounts where there are any.
+
+        ``unprotected`` says what else the run shows without protection, one sentence each.
+        """
+        unprotected = [_EVALUATION_ONLY, *unprotected]
         if config.references:
             unprotected.append("local and pooled reference models (evaluation_only, simulation)")
         if config.data.is_phantom or config.include_images:

@@ -26,7 +26,7 @@ from secfl.federation.drift import DRIFT_VECTOR
 from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
 from secfl.federation.state import difference
 from secfl.randomness import Rng
-from secfl.segmentation.task import LocalResult, PatientTask, Task
+from secfl.segmentation.task import LocalResult, PatientTask, Trainer
 from secfl.types import ClientId, ClippedUpdate, PrivatizedUpdate, RoundSpec, Update
 
 __all__ = [
@@ -95,7 +95,7 @@ class TrainAndClip:
         self,
         name: ClientId,
         *,
-        task: Task,
+        task: Trainer,
         terms: RoundTerms,
         noise_rng: Rng,
         baseline: Callable[[Update, str], Update] | None = None,

@@ -18,6 +18,7 @@ from secfl.federation.accounts import RunAccounts
 from secfl.federation.budgets import admitted_rounds, fitting_terms, open_accounts, reopen_accounts
 from secfl.federation.engines import RoundEngine, RunSetting, open_engine
 from secfl.federation.members import Members
+from secfl.federation.multimodel import resume_families, simulate_families
 from secfl.federation.observer import Observer
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
@@ -64,6 +65,9 @@ def simulate(
         RoundAborted: Too few clients remained, again and again.
     """
     refuse_existing(out)
+    if config.multi_model.families:
+        _refuse_own_task(task, task_factory)
+        return simulate_families(config, out=out, observer=observer)
     task = task or make_task(config, task_factory)
     identities = tuple(Identity.generate(site, SystemRng()) for site in task.sites)
     return start(
@@ -109,6 +113,7 @@ def start(
         The summary. Errors as in `simulate`.
     """
     refuse_existing(out)
+    _refuse_in_simulations_only(config, members)
     state = task.initial_state()
     threshold = _threshold(config, task)
     terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
@@ -157,6 +162,9 @@ def resume(
     config = run.config()
     if run.summary.exists():
         raise ConfigError(f"--resume {path}: the run is finished; its summary is {run.summary}")
+    if config.multi_model.families:
+        _refuse_own_task(task, task_factory)
+        return resume_families(run, observer=observer)
     task = task or make_task(config, task_factory)
     state = task.initial_state()
     threshold = _threshold(config, task)
@@ -182,6 +190,20 @@ def resume(
     )
     simulation.go_back_to_checkpoint()
     return simulation.run_to_the_end()
+
+
+def _refuse_in_simulations_only(config: RunConfig, members: Members) -> None:
+    """What keeps state at sites that no engine outside of one process can carry yet."""
+    if members.identities:
+        return
+    if config.multi_model.families or config.training.local_parameters != "none":
+        key = "multi_model.families" if config.multi_model.families else "training.local_parameters"
+        raise ConfigError(f"{key}: works in a simulation in one process only; expected it left out")
+
+
+def _refuse_own_task(task: Task | None, task_factory: str | None) -> None:
+    if task is not None or task_factory is not None:
+        raise ConfigError("multi_model.families: several families are built in; expected no task of your own")
 
 
 def _accounts(

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch.nn import functional
 
-__all__ = ["Augmentation", "Batch", "Sample", "augment", "crop_batch"]
+__all__ = ["Augmentation", "Batch", "Sample", "augment", "augment_with_maps", "crop_batch"]
 
 Augmentation: TypeAlias = Literal["none", "standard", "strong"]
 
@@ -105,6 +105,13 @@ def augment(batch: Batch, *, strength: Augmentation, generator: torch.Generator)
         batch = _rotate_and_zoom(batch, generator)
     batch = _flip_and_turn(batch, generator)
     return Batch(_change_intensity(batch.image, strength, generator), batch.labels, batch.valid)
+
+
+def augment_with_maps(batch: Batch, *, channels: int, generator: torch.Generator) -> Batch:
+    """``standard`` for images whose channels after the first ``channels`` are maps: turned along, never brightened."""
+    batch = _flip_and_turn(batch, generator)
+    image = _change_intensity(batch.image[:, :channels], "standard", generator)
+    return Batch(torch.cat([image, batch.image[:, channels:]], dim=1), batch.labels, batch.valid)
 
 
 def _flip_and_turn(batch: Batch, generator: torch.Generator) -> Batch:

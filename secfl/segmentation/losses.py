@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-__all__ = ["dice_and_cross_entropy"]
+__all__ = ["dice_and_cross_entropy", "soft_dice_and_cross_entropy"]
 
 _SMOOTHING = 1e-5
 
@@ -35,6 +35,31 @@ def dice_and_cross_entropy(
     for label in range(1, classes):
         truth = (labels == label) * weight
         predicted = probability[:, label] * weight
+        overlap = (predicted * truth).sum()
+        dice = dice + 1.0 - (2.0 * overlap + _SMOOTHING) / (predicted.sum() + truth.sum() + _SMOOTHING)
+    return cross_entropy + dice / (classes - 1)
+
+
+def soft_dice_and_cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, valid: torch.Tensor
+) -> torch.Tensor:
+    """The same towards class probabilities; with probabilities of 0 and 1 it equals `dice_and_cross_entropy`.
+
+    Args:
+        logits: float, shape ``(batch, classes, *spatial)``.
+        target: float, the same shape, summing to 1 over the classes.
+        valid: float, shape ``(batch, *spatial)``; pixels where it is 0 count in neither term.
+
+    Returns:
+        A scalar.
+    """
+    classes = logits.shape[1]
+    pixelwise = -(target * logits.log_softmax(dim=1)).sum(dim=1)
+    cross_entropy = (pixelwise * valid).sum() / valid.sum().clamp_min(1.0)
+    probability = logits.softmax(dim=1)
+    dice = logits.new_zeros(())
+    for label in range(1, classes):
+        truth, predicted = target[:, label] * valid, probability[:, label] * valid
         overlap = (predicted * truth).sum()
         dice = dice + 1.0 - (2.0 * overlap + _SMOOTHING) / (predicted.sum() + truth.sum() + _SMOOTHING)
     return cross_entropy + dice / (classes - 1)

@@ -282,6 +282,10 @@ class SegmentationTask:
             for case, prediction in zip(cases, self._predict(cases, self._whole(state, site)), strict=True)
         ]
 
+    def module(self, state: State) -> tuple[nn.Module, int]:
+        """A whole model on its device, and what the sides of its input must be multiples of."""
+        return self._model(state), self._spec.multiple
+
     def _new_model(self) -> nn.Module:
         return build_model(self._spec, seed=self._seed.derive("initial-state"))
 

@@ -22,6 +22,7 @@ __all__ = [
     "SiteMetrics",
     "State",
     "Task",
+    "Trainer",
 ]
 
 State: TypeAlias = Mapping[str, NDArray[np.float32]]
@@ -72,6 +73,14 @@ class Preview:
     site: str
     case: str
     pixels: NDArray[np.uint8] = field(repr=False)
+
+
+class Trainer(Protocol):
+    """What a site's part of a round needs of a task."""
+
+    def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
+        """Work from ``state`` on one site; see `Task.train`."""
+        ...
 
 
 class Task(Protocol):
