@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup simulate dp-curve test test-slow test-flower check format bench readme figures constraints peers docs clean
+.PHONY: help setup simulate dp-curve test test-slow test-flower flower-demo check format bench readme figures constraints peers docs clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test-slow: setup ## The slow tests; SECFL_TEST_DATA names a folder with real ima
 test-flower: setup ## The tests that need Flower, which this installs (extra flower)
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[flower]"
 	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python -m pytest -n 0 --timeout 1800 tests/federation/test_flower.py
+
+flower-demo: setup ## Five sites under Flower's deployment engine, TLS and node authentication on, one killed and back
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[flower]"
+	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python examples/flower-app/demo.py
 
 check: setup ## Lint, format, types, import contracts, spelling; all of them, whatever fails
 	@failed=0; for step in "ruff check ." "ruff format --check ." mypy "lint-imports --no-logo" codespell; do \
