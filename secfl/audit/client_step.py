@@ -28,7 +28,7 @@ from secfl.types import ClientId, RoundId, SchemeSpec
 if TYPE_CHECKING:
     from secfl.segmentation.segmentation_task import SegmentationTask
 
-__all__ = ["HOSTILE_ROWS", "PatientView", "replay_patient_step", "without_patient"]
+__all__ = ["HOSTILE_ROWS", "PatientView", "patient_names", "replay_patient_step", "without_patient"]
 
 Row = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """From one patient's gradient to what stands in its place."""
@@ -132,6 +132,12 @@ def without_patient(task: SegmentationTask, config: Any, site: str, patient: str
         raise ConfigError(f"site {site}: no training patient of that name")
     sites = {**dataset.sites, site: replace(data, train=left)}
     return SegmentationTask(config, replace(dataset, sites=sites))
+
+
+def patient_names(task: SegmentationTask, site: str) -> list[str]:
+    """Names of a site's training patients in the order of their indices."""
+    cases = task._dataset.sites[site].train  # noqa: SLF001 - an audit looks at the data that the task holds
+    return sorted({case.patient for case in cases})
 
 
 def replay_patient_step(

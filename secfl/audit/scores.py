@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,7 @@ def simulated_scores(
     return scores, present
 
 
+@lru_cache(maxsize=256)
 def expected_power(
     *,
     rate: float,
@@ -170,7 +172,10 @@ def expected_power(
     shortfall: float = 1.0,
     repetitions: int = _REPETITIONS,
 ) -> ExpectedPower:
-    """What an honest run (or one whose noise falls short) should show; see `simulated_scores`."""
+    """What an honest run (or one whose noise falls short) should show; see `simulated_scores`.
+
+    A pure function of its arguments, so results are kept.
+    """
     found = []
     for seed in range(repetitions):
         scores, present = simulated_scores(

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secfl.errors import ConfigError
+
 if TYPE_CHECKING:
+    from secfl.audit.canary_run import CanaryAudit
     from secfl.audit.findings import Finding
 
 __all__ = ["app"]
@@ -28,6 +31,13 @@ class SuiteSize(StrEnum):
 
     SMOKE = "smoke"
     FULL = "full"
+
+
+class PeerChoice(StrEnum):
+    """Frameworks that can be looked at."""
+
+    FLOWER_SECAGGPLUS = "flower-secaggplus"
+    NVFLARE_HE = "nvflare-he"
 
 
 @app.command("suite")
@@ -77,6 +87,252 @@ def transcript(
     from secfl.audit.transcript import audit_run_transcript
 
     _report(audit_run_transcript(run), what=f"transcript of {run}", as_json=as_json)
+
+
+@app.command("run")
+def run(
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    canaries: Annotated[int, typer.Option(metavar="M", min=20, help="At most one per parameter.")] = 1000,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration of a segmentation run with --dp patient.")
+    ] = None,
+    clients: Annotated[int, typer.Option(min=3, max=64, help="Sites of the small task.")] = 5,
+    parameters: Annotated[int, typer.Option(min=20, help="Of the small task.")] = 2000,
+    steps: Annotated[int, typer.Option(metavar="T", min=1, help="Private steps of the small task.")] = 500,
+    sampling_rate: Annotated[float, typer.Option(metavar="Q", help="Of the small task.")] = 0.04,
+    noise_multiplier: Annotated[float, typer.Option(metavar="Z", help="Of the small task.")] = 0.8628,
+    scheme: Annotated[str, typer.Option(help="masking or ckks, for the small task.")] = "masking",
+    record: Annotated[bool, typer.Option("--record", help="Keep the transcript.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+) -> None:
+    """Train with canaries among the patients and judge the run's own ledger by them.
+
+    Without --config a small linear task is trained. Canaries, coins and rule are committed to in the ledger first
+    and revealed in audit.json afterwards.
+    """
+    from secfl.audit.canary_protocol import audit_run
+    from secfl.config import check_cohort, load_config
+    from secfl.testing.tasks import LinearTask
+
+    task: Any
+    if config is not None:
+        from secfl.segmentation.segmentation_task import build_task
+
+        settings = load_config(config, {"record": True} if record else {})
+        task = build_task(settings)
+    else:
+        settings = load_config(
+            None,
+            {
+                "record": record,
+                "secure_agg": {"scheme": scheme},
+                "privacy": {
+                    "mode": "patient",
+                    "noise_multiplier": noise_multiplier,
+                    "accept_weak": True,
+                    "nominal_patients": 40 + canaries // clients,
+                    "sampling_rate": sampling_rate,
+                    "steps": steps,
+                },
+            },
+        )
+        task = LinearTask(sites=clients, features=parameters - 1, examples=40)
+    try:
+        threshold = check_cohort(
+            len(task.sites), settings.secure_agg.scheme, settings.secure_agg.threshold, 0.0
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+    def progress(done: int, total: int) -> None:
+        if done % 50 == 0 or done == total:
+            typer.echo(f"step {done} of {total}", err=True)
+
+    found = audit_run(settings, task, out=out, canaries=canaries, threshold=threshold, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print_canaries(found)
+    if found.verdict.value == "REFUTED":
+        raise typer.Exit(_FAILED)
+
+
+def _print_canaries(found: CanaryAudit) -> None:
+    from secfl.audit.release import describe
+
+    rows = [
+        (
+            describe(view.adversary),
+            "none" if view.epsilon is None else f"{view.epsilon:.2f}",
+            f"{view.measured.gdp:.2f}",
+            f"{view.expected.gdp:.2f} ± {view.expected.gdp_spread:.2f}",
+            f"{view.measured.one_run:.2f}",
+            f"{view.expected.one_run:.2f} ± {view.expected.one_run_spread:.2f}",
+            view.verdict.value,
+        )
+        for view in found.views
+    ]
+    _table(("view", "ε ledger", "ε GDP", "expected", "ε one run", "expected", "verdict"), rows)
+    for one in found.variance:
+        typer.echo(f"{one.name}: {one.statistic}: {one.verdict.value}")
+    typer.echo(
+        f"{found.canaries} canaries, {found.guesses} guesses, δ = {found.delta:g}, {found.steps} steps: "
+        f"{found.verdict.value}"
+    )
+
+
+@app.command("replay")
+def replay(
+    model: Annotated[str | None, typer.Option(help="A model family; default: every one.")] = None,
+    size: Annotated[int, typer.Option(min=32, max=256, help="Pixels of the phantom.")] = 32,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> None:
+    """Measure what one patient changes in a site's step, through loaders, model, clip, grid and noise."""
+    from dataclasses import replace
+
+    from secfl.audit.client_step import patient_names, replay_patient_step, without_patient
+    from secfl.config import load_config
+    from secfl.federation.privacy import run_terms
+    from secfl.federation.state import count_parameters
+    from secfl.segmentation.models.registry import families
+    from secfl.segmentation.segmentation_task import SegmentationTask, build_task
+
+    found: list[Finding] = []
+    for family in families() if model is None else (model,):
+        typer.echo(f"replaying {family}", err=True)
+        settings = load_config(
+            None,
+            {
+                "data": {"image_size": size, "phantom_images": 12},
+                "model": {"name": family, "channels": (4, 4, 8)},
+                "privacy": {
+                    "mode": "patient",
+                    "noise_multiplier": 1.0,
+                    "accept_weak": True,
+                    "physical_batch": 4,
+                },
+            },
+        )
+        task = build_task(settings)
+        assert isinstance(task, SegmentationTask)
+        terms = run_terms(settings, task, parameters=count_parameters(task.initial_state()), threshold=3)
+        site = task.sites[0]
+        patients = patient_names(task, site)
+        neighbour = without_patient(task, settings, site, patients[0])
+        rows = replay_patient_step(task, terms, patients=(0, len(patients) - 1), neighbours=[neighbour])
+        found += [replace(one, name=f"{family}: {one.name}") for one in rows]
+    _report(found, what="replay of the private step", as_json=as_json)
+
+
+@app.command("power")
+def power(
+    repetitions: Annotated[int, typer.Option(min=1, help="Honest runs.")] = 40,
+    thin: Annotated[int, typer.Option(min=1, help="Runs with 1.5 times too little noise.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
+) -> None:
+    """Measure how often audits find what is there, and cry wolf: the table of docs/audit.md."""
+    from secfl.audit.power import measure_power
+
+    document = measure_power(
+        repetitions, thin, progress=lambda done, total: typer.echo(f"{done}/{total}", err=True)
+    )
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+        return
+    _table(
+        ("test", "fault", "found", "detail"),
+        [
+            (row["test"], row["fault"], f"{row['found']} of {row['repetitions']}", row["detail"])
+            for row in document["rows"]
+        ],
+    )
+
+
+@app.command("peer")
+def peer(
+    name: Annotated[PeerChoice, typer.Argument(help="Which framework.")],
+    peers_dir: Annotated[Path, typer.Option(help="Where make peers put them.")] = Path(".peers"),
+    as_json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False,
+) -> None:
+    """Look at another framework's keys or seeds with its own functions: facts about the installed version."""
+    from secfl.audit.peers import PeerName, look_at_peer
+
+    found = look_at_peer(PeerName(name.value), folder=peers_dir)
+    if as_json:
+        typer.echo(json.dumps({"format_version": _FORMAT_VERSION, **found.to_dict()}, indent=2))
+        return
+    if found.facts is None:
+        typer.echo(f"{name.value}: skipped, {found.skipped}")
+        return
+    for key, value in found.facts.items():
+        typer.echo(f"{key.replace('_', ' ')}: {value}")
+
+
+@app.command("inversion")
+def inversion(
+    out: Annotated[Path, typer.Option(help="Folder for the figure and the numbers; must not exist.")],
+    images: Annotated[int, typer.Option(min=7, help="Single updates to invert.")] = 20,
+    sums: Annotated[int, typer.Option(min=1, help="Targets within sums.")] = 5,
+    iterations: Annotated[int, typer.Option(min=1, max=500, help="Of each attack.")] = 500,
+    noise_multiplier: Annotated[float, typer.Option(metavar="Z", help="Of the noise in the sum.")] = 1.0,
+) -> None:
+    """Draw images from one update, from secure sums, and from a secure sum with DP; on phantoms. Takes a while."""
+    from secfl.audit.inversion import inversion_study
+    from secfl.randomness import SystemRng
+
+    if out.exists():
+        raise ConfigError(f"--out {out}: exists already; expected a new folder")
+    out.mkdir(parents=True)
+    document = inversion_study(
+        images=images,
+        sums=sums,
+        iterations=iterations,
+        noise_multiplier=noise_multiplier,
+        rng=SystemRng(),
+        figure=out / "inversion.png",
+        progress=lambda done, total: typer.echo(f"{done}/{total}", err=True),
+    )
+    (out / "inversion.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    _table(
+        ("seen", "images", "SSIM mean", "least", "most", "PSNR dB"),
+        [
+            (
+                row["seen"],
+                str(row["images"]),
+                f"{row['ssim_mean']:.3f}",
+                f"{row['ssim_min']:.3f}",
+                f"{row['ssim_max']:.3f}",
+                f"{row['psnr_mean_db']:.1f}",
+            )
+            for row in document["rows"]
+        ],
+    )
+
+
+@app.command("membership")
+def membership(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A finished segmentation run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Threshold the final model's loss: do training images stand out? True positives at 1 % false positives."""
+    from secfl.audit.membership import membership_attack, segmentation_losses
+    from secfl.federation import checkpoint
+    from secfl.federation.rundir import RunDirectory
+    from secfl.segmentation.segmentation_task import build_task
+
+    directory = RunDirectory.open(run_directory)
+    final = checkpoint.load(directory.checkpoints / "final.safetensors")
+    members, others = segmentation_losses(build_task(directory.config()), final.state)
+    found = membership_attack(members, others)
+    if as_json:
+        typer.echo(json.dumps({"format_version": _FORMAT_VERSION, **found.to_dict()}, indent=2))
+        return
+    low, high = found.interval
+    typer.echo(
+        f"true positives {found.true_positive_rate:.3f} (95 %: {low:.3f} to {high:.3f}) at false positives "
+        f"{found.false_positive_rate:g} (measured {found.measured_false_positive_rate:.3f}), AUC {found.auc:.3f}; "
+        f"{found.members} training and {found.others} test images"
+    )
 
 
 def _report(found: Sequence[Finding], *, what: str, as_json: bool) -> None:
