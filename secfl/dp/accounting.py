@@ -147,7 +147,8 @@ def _epsilon_of_leaves(counts: Mapping[Leaf, int], delta: float, accountant: Acc
     if accountant is Accountant.AUTO and chosen is Accountant.PLD:
         # Both are bounds. A huge Rényi figure is not worth a large FFT.
         by_order = _proved(counts, flat, delta, Accountant.RDP)
-        if rdp_to_epsilon(curve_of_leaves(counts, _ROUGH_ORDERS), delta) > _HUGE:
+        curve = curve_of_leaves(counts)
+        if rdp_to_epsilon({order: curve[order] for order in _ROUGH_ORDERS}, delta) > _HUGE:
             return by_order
         return min(by_order, _proved(counts, flat, delta, chosen))
     return _proved(counts, flat, delta, chosen)

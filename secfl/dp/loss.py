@@ -25,6 +25,7 @@ _WRAP: Final = 1e-18  # mass that may leave the circle of the FFT
 _FINEST: Final = 2.0**-26
 _COARSEST: Final = 2.0**-11  # about 5e-4
 _MOST_POINTS: Final = 1 << 22
+_FAR: Final = 40.0
 
 
 def _upper(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -115,28 +116,45 @@ def _gaussian_losses(multiplier: float, rate: float, interval: float) -> tuple[_
 
 
 @dataclass(frozen=True, slots=True)
+class _Direction:
+    """Composed losses in increasing order, their masses, the mass from each on, and the lost mass."""
+
+    losses: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    lost: float
+    tail: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, losses: NDArray[np.float64], mass: NDArray[np.float64], lost: float) -> _Direction:
+        tail = np.append(np.cumsum(mass[::-1])[::-1], 0.0)
+        tail *= 1 + mass.size * 2.0**-52  # the sum's own rounding errors
+        return cls(losses, mass, lost, tail)
+
+    def delta(self, epsilon: float) -> float:
+        start, far = np.searchsorted(self.losses, (epsilon, epsilon + _FAR), side="right")
+        near = self.mass[start:far] * -np.expm1(epsilon - self.losses[start:far])
+        # Farther losses count in full, which is more by less than e**-40 of their mass.
+        return float(near.sum()) + float(self.tail[far]) + self.lost
+
+
+@dataclass(frozen=True, slots=True)
 class ComposedLoss:
     """The composed loss, one direction after the other: removal and addition of a unit."""
 
-    _directions: tuple[tuple[NDArray[np.float64], NDArray[np.float64], float], ...] = field(repr=False)
+    _directions: tuple[_Direction, ...] = field(repr=False)
 
     def delta(self, epsilon: float) -> float:
         """Upper bound of δ(ε), the larger of both directions."""
-        worst = 0.0
-        for losses, mass, lost in self._directions:
-            start = int(np.searchsorted(losses, epsilon, side="right"))
-            kept = mass[start:] * -np.expm1(epsilon - losses[start:])
-            worst = max(worst, float(kept.sum()) + lost)
-        return min(1.0, worst)
+        return min(1.0, max(direction.delta(epsilon) for direction in self._directions))
 
     def epsilon(self, delta: float) -> float:
         """Smallest ε with δ(ε) <= ``delta``, rounded up (relative 1e-9); infinite where none is known."""
-        if any(lost > delta for _, _, lost in self._directions):
+        if any(direction.lost > delta for direction in self._directions):
             return math.inf
         low, high = 0.0, 1.0
         if self.delta(0.0) <= delta:
             return 0.0
-        top = max(float(losses[-1]) for losses, _, _ in self._directions)
+        top = max(float(direction.losses[-1]) for direction in self._directions)
         while self.delta(high) > delta:
             if high > top:
                 return math.inf
@@ -153,7 +171,9 @@ def compose_gaussians(gaussians: tuple[tuple[float, float, int], ...]) -> Compos
     directions = []
     for index in range(2):
         parts = [(_gaussian_losses(z, q, interval)[index], count) for z, q, count in gaussians]
-        directions.append(_compose(parts, interval, narrowest=min(z for z, _, _ in gaussians)))
+        directions.append(
+            _Direction.of(*_compose(parts, interval, narrowest=min(z for z, _, _ in gaussians)))
+        )
     return ComposedLoss(tuple(directions))
 
 

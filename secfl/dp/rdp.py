@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -51,10 +52,12 @@ def _check_order(order: int) -> None:
         raise ConfigError(f"Rényi order {order}: expected an integer from 2 to {LARGEST_ORDER}")
 
 
+@lru_cache(maxsize=LARGEST_ORDER)
 def _log_binomials(order: int) -> NDArray[np.float64]:
     """Logarithms of C(α, j) for j = 0 .. α."""
     logs = np.array([math.lgamma(j + 1) for j in range(order + 1)])
     result: NDArray[np.float64] = logs[order] - logs - logs[::-1]
+    result.setflags(write=False)
     return result
 
 
@@ -163,8 +166,14 @@ def rdp_curve(event: DpEvent, orders: Sequence[int] = ORDERS) -> dict[int, float
 
 def curve_of_leaves(counts: Mapping[Leaf, int], orders: Sequence[int] = ORDERS) -> dict[int, float]:
     """The same from a multiset of mechanisms."""
-    keys = list(counts)
-    multiplicity = np.array([counts[key] for key in keys], dtype=np.float64)
+    return dict(_curve(tuple(counts.items()), tuple(orders)))
+
+
+@lru_cache(maxsize=64)
+def _curve(counts: tuple[tuple[Leaf, int], ...], orders: tuple[int, ...]) -> dict[int, float]:
+    """Pure, so results are kept: several accountants ask for the same curve."""
+    keys = [leaf for leaf, _ in counts]
+    multiplicity = np.array([count for _, count in counts], dtype=np.float64)
     curve = {}
     for order in orders:
         _check_order(order)

@@ -115,6 +115,10 @@ def _without_collector() -> Iterator[None]:
         yield
     finally:
         if running:
+            if gc.get_freeze_count() == 0:
+                # Straight to the oldest generation, which is looked through last.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
