@@ -181,7 +181,7 @@ class RunHeader:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: that takes longer, a hundred thousand times
 class Entry:
     """One parsed entry. ``hash`` is its 32-byte leaf hash."""
 

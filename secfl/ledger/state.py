@@ -73,7 +73,7 @@ class LedgerState:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     closed: Checkpoint | None = None
     _header: RunHeader | None = None
-    _seen_survivors: set[tuple[ClientId, ...]] = field(default_factory=set)
+    _seen_survivors: dict[tuple[ClientId, ...], tuple[ClientId, ...]] = field(default_factory=dict)
 
     @property
     def header(self) -> RunHeader:
@@ -112,15 +112,15 @@ class LedgerState:
 
     def _dispatch(self, entry: Entry) -> None:
         body = entry.body
-        match entry.type:
-            case EntryType.OPEN:
-                self._header = _header(body)
-            case EntryType.TERMS:
-                self._add_terms(entry.index, body)
+        match entry.type:  # the frequent ones first
             case EntryType.RESERVE:
                 self._reserve(entry.index, body)
             case EntryType.COMMIT:
                 self._commit(entry.index, body)
+            case EntryType.OPEN:
+                self._header = _header(body)
+            case EntryType.TERMS:
+                self._add_terms(entry.index, body)
             case EntryType.ABORT:
                 self._pending(entry.index, body["reservation"])
                 self.aborts[body["reservation"]] = Exposure(body["exposure"])
@@ -170,12 +170,13 @@ class LedgerState:
     def _commit(self, index: int, body: JsonObject) -> None:
         self._pending(index, body["reservation"])
         survivors = tuple(body["survivors"])
-        if survivors not in self._seen_survivors:
+        known = self._seen_survivors.get(survivors)
+        if known is None:
             self._check_survivors(index, survivors)
-            self._seen_survivors.add(survivors)
+            known = self._seen_survivors[survivors] = survivors
         self.commits[body["reservation"]] = Commit(
             index=index,
-            survivors=survivors,
+            survivors=known,  # one object for all rounds with the same survivors
             sum_digest=bytes.fromhex(body["sum_digest"]),
             wrap_probability=float(body["wrap_probability"]),
             total_variation=float(body["total_variation"]),

@@ -17,7 +17,7 @@ from secfl.errors import LedgerCorrupted
 from secfl.ledger import PrivacyLedger
 from secfl.ledger.canonical import canonical, parse_line
 from secfl.ledger.entry import GENESIS, encode_entry
-from secfl.ledger.reader import replay, skim
+from secfl.ledger.reader import _COMMIT_LINE, _RESERVE_LINE, replay, skim
 from secfl.ledger.verify import load, verify_file
 
 SHARED_FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -318,3 +318,17 @@ def test_keys_of_the_attackers_own_are_found_by_who_pinned_the_real_ones(worksho
     assert verify_file(path).status == "closed"  # consistent with itself
     with pytest.raises(LedgerCorrupted, match="keys"):
         verify_file(path, directory=workshop.directory)
+
+
+def test_the_quick_look_reads_each_line_as_the_full_one(lines):
+    """Reservations and commits are read by patterns there; the patterns must fit what the writer writes."""
+    whole = b"".join(line + b"\n" for line in lines)
+    quick, full = skim(whole).state, replay(whole).state
+    assert quick.reservations == full.reservations
+    assert [(commit.survivors, commit.total_variation) for commit in quick.commits.values()] == [
+        (commit.survivors, commit.total_variation) for commit in full.commits.values()
+    ]
+    kinds = [parse_line(line)["type"] for line in lines]
+    for kind, line in zip(kinds, lines, strict=True):
+        assert (_RESERVE_LINE.fullmatch(line) is not None) == (kind == "reserve")
+        assert (_COMMIT_LINE.fullmatch(line) is not None) == (kind == "commit")
