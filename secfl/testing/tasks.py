@@ -12,12 +12,90 @@ from secfl.config import RunConfig
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State
 
-__all__ = ["LinearTask", "linear_task"]
+__all__ = ["DriftTask", "LinearTask", "drift_task_1m", "drift_task_10k", "linear_task"]
 
 
 def linear_task(config: RunConfig) -> LinearTask:
     """The task for a configuration, as ``task_factory`` of `secfl.federation.simulation.simulate`."""
     return LinearTask(config.clients or 3, seed=config.seed)
+
+
+def drift_task_10k(config: RunConfig) -> DriftTask:
+    """A model of 10,000 parameters; see `linear_task`."""
+    return DriftTask(config.clients or 3, parameters=10_000, seed=config.seed)
+
+
+def drift_task_1m(config: RunConfig) -> DriftTask:
+    """A model of 1,000,000 parameters; see `linear_task`."""
+    return DriftTask(config.clients or 3, parameters=1_000_000, seed=config.seed)
+
+
+class DriftTask:
+    """A model of any size that costs nothing to train: each site pulls it towards its own point. For load tests.
+
+    Args:
+        sites: Number of sites.
+        parameters: Number of parameters.
+        seed: Public seed of the points.
+    """
+
+    def __init__(self, sites: int, *, parameters: int, seed: int) -> None:
+        self._sites = tuple(f"site-{index:02d}" for index in range(sites))
+        self._parameters = parameters
+        self._seed = seed
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Site names, sorted."""
+        return self._sites
+
+    @property
+    def is_phantom(self) -> bool:
+        """True: no image shows a person."""
+        return True
+
+    def digest(self) -> bytes:
+        """SHA-256 of the settings."""
+        return hashlib.sha256(f"drift-task/1/{self._parameters}/{self._seed}".encode()).digest()
+
+    def examples(self, site: str) -> int:  # noqa: ARG002 - the same everywhere
+        """One."""
+        return 1
+
+    def initial_state(self) -> State:
+        """All zero."""
+        return {"point": np.zeros(self._parameters, np.float32)}
+
+    def train(self, site: str, state: State, *, round_index: int) -> LocalResult:  # noqa: ARG002 - see `Task`
+        """A tenth of the way to the site's point."""
+        point = state["point"] + np.float32(0.1) * (self._point(site) - state["point"])
+        return LocalResult(state={"point": point}, examples=1, loss=0.0)
+
+    def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:  # noqa: ARG002 - see `Task`
+        """The mean of the sites' points."""
+        return {"point": np.mean([self._point(site) for site in sites], axis=0).astype(np.float32)}
+
+    def evaluate(self, site: str, state: State) -> SiteMetrics:
+        """ "Dice" is one minus half the mean distance to the site's point."""
+        near = 1 - float(np.abs(self._point(site) - state["point"]).mean()) / 2
+        return SiteMetrics(
+            dice=near,
+            iou=near,
+            accuracy=near,
+            balanced_accuracy=near,
+            foreground_fraction=0.5,
+            hd95=None,
+            empty_cases=0,
+            cases=1,
+        )
+
+    def previews(self, site: str, state: State) -> Sequence[Preview]:  # noqa: ARG002 - nothing to look at
+        """None."""
+        return ()
+
+    def _point(self, site: str) -> NDArray[np.float32]:
+        source = ExperimentSeed(self._seed).generator(f"drift-task/{site}")
+        return source.uniform(-1, 1, self._parameters).astype(np.float32)
 
 
 class LinearTask:
