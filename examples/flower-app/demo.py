@@ -165,19 +165,35 @@ def secret(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-class Processes:
-    """Everything that was started, by name; all of it ends with the block."""
+class Environment:
+    """Runs programs beside this interpreter, with Flower's home in the demonstration's folder."""
 
     def __init__(self, root: Path) -> None:
-        self._logs = root / "logs"
-        self._logs.mkdir()
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = os.environ | {
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_HOME": str(root / "flower"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
         }
+
+    def run(self, *command: str) -> str:
+        """Run a program to its end; its output."""
+        done = subprocess.run(  # noqa: S603 - fixed programs, no shell
+            command, env=self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+
+class Processes(Environment):
+    """Everything that was started, by name; all of it ends with the block."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._logs = root / "logs"
+        self._logs.mkdir()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -199,15 +215,6 @@ class Processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-    def run(self, *command: str) -> str:
-        """Run a program to its end; its output."""
-        done = subprocess.run(  # noqa: S603 - fixed programs, no shell
-            command, env=self.environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"{' '.join(command)}: {done.stdout}{done.stderr}")
-        return done.stdout
 
 
 def start_link(root: Path, processes: Processes) -> int:
@@ -269,20 +276,8 @@ def submit(root: Path, out: Path) -> None:
         "processes": str(len(SITES) + 1),
     }
     given = " ".join(f"{name}={value}" for name, value in settings.items())
-    Processes.run(  # the environment alone is needed
-        _Environment(root), "flwr", "run", str(APP), "demo", "--run-config", given
-    )
+    Environment(root).run("flwr", "run", str(APP), "demo", "--run-config", given)
     say("submitted")
-
-
-class _Environment(Processes):
-    def __init__(self, root: Path) -> None:
-        self._running = {}
-        self.environment = os.environ | {
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_HOME": str(root / "flower"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
 
 
 class Scripted:
@@ -333,10 +328,17 @@ def wait_for_rounds(root: Path, out: Path, rounds: int) -> None:
 def wait_for(condition: object, what: str, root: Path) -> None:
     """Poll a condition; gives up after `SECONDS`."""
     assert callable(condition)
-    end = time.monotonic() + SECONDS
+    end, ask = time.monotonic() + SECONDS, time.monotonic() + 20
     while not condition():
         if time.monotonic() > end:
             raise SystemExit(f"{what} did not come within {SECONDS:.0f} s; see {root / 'logs'}")
+        if time.monotonic() > ask and (root / "flower" / "config.toml").exists():
+            ask = time.monotonic() + 20
+            runs = json.loads(Environment(root).run("flwr", "list", "demo", "--format", "json"))["runs"]
+            if any("failed" in str(one["status"]) for one in runs):
+                raise SystemExit(
+                    f"{what}: the run has failed; its log: flwr log, FLWR_HOME={root / 'flower'}"
+                )
         time.sleep(0.3)
 
 

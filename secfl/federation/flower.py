@@ -14,6 +14,7 @@ import datetime as dt
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import lru_cache
@@ -50,6 +51,7 @@ _RECORD: Final = "secfl"
 _ASK: Final = "query.secfl"
 _WHO: Final = "query.secfl_site"
 _START_SECONDS: Final = 120.0
+_POLL_SECONDS: Final = 0.3
 
 OpenAgent = Callable[[Context], AbstractContextManager[SiteAgent | SiteHome]]
 SiteName = Callable[[Context], str]
@@ -81,43 +83,37 @@ def client_app(open_agent: OpenAgent, *, name: SiteName) -> ClientApp:
     return app
 
 
-def find_sites(
-    grid: Grid, names: Sequence[ClientId], *, seconds: float, wait_for_all: bool
-) -> dict[ClientId, int]:
+def find_sites(grid: Grid, names: Sequence[ClientId], *, seconds: float) -> dict[ClientId, int]:
     """Which node is which site.
 
     Args:
         grid: Of the server app.
         names: The enrolled sites.
         seconds: How long nodes are waited for.
-        wait_for_all: Ask again until every site is there; otherwise one question is enough.
 
     Returns:
         Node ids by site; without sites that did not answer, and without those claimed by two nodes.
     """
-    end = threading.Event()
-    timer = threading.Timer(seconds, end.set)
-    timer.start()
-    found: dict[ClientId, int] = {}
-    try:
-        while not end.is_set():
-            claims: dict[ClientId, list[int]] = {}
-            messages = [
-                Message(RecordDict({_RECORD: ConfigRecord({})}), dst_node_id=node, message_type=_WHO)
-                for node in grid.get_node_ids()
-            ]
-            for reply in grid.send_and_receive(messages, timeout=min(seconds, 10.0)) if messages else ():
-                if reply.has_error():
-                    continue
-                site = reply.content[_RECORD]["site"]
-                claims.setdefault(ClientId(str(site)), []).append(reply.metadata.src_node_id)
-            found = {name: claims[name][0] for name in names if len(claims.get(name, ())) == 1}
-            if len(found) == len(names) or not wait_for_all:
-                break
-            end.wait(0.5)
-    finally:
-        timer.cancel()
-    return found
+    end = time.monotonic() + seconds
+    asked: dict[int, str] = {}
+    claims: dict[ClientId, set[int]] = {}
+    while True:
+        fresh = [node for node in grid.get_node_ids() if node not in asked]
+        questions = [
+            Message(RecordDict({_RECORD: ConfigRecord({})}), dst_node_id=node, message_type=_WHO)
+            for node in fresh
+        ]
+        asked.update(zip(fresh, grid.push_messages(questions) if questions else (), strict=True))
+        waiting = [number for number in asked.values() if number]
+        for reply in grid.pull_messages(waiting) if waiting else ():
+            node = reply.metadata.src_node_id
+            asked[node] = ""
+            if not reply.has_error():
+                claims.setdefault(ClientId(str(reply.content[_RECORD]["site"])), set()).add(node)
+        found = {name: min(claims[name]) for name in names if len(claims.get(name, ())) == 1}
+        if len(found) == len(names) or time.monotonic() > end:
+            return found
+        time.sleep(_POLL_SECONDS)
 
 
 class FlowerExchange:
@@ -133,13 +129,13 @@ class FlowerExchange:
         self._grid = grid
         self._names = tuple(names)
         self._patience = patience
-        self._nodes = find_sites(grid, names, seconds=patience, wait_for_all=True)
+        self._nodes = find_sites(grid, names, seconds=patience)
         if not self._nodes:
             raise RoundAborted(f"Flower: none of the sites {', '.join(names)} is connected")
 
     def gather(self) -> None:
         """Wait for sites that are away, before a round; one that was restarted may have another number."""
-        if found := find_sites(self._grid, self._names, seconds=self._patience, wait_for_all=True):
+        if found := find_sites(self._grid, self._names, seconds=self._patience):
             self._nodes = found
 
     def exchange(

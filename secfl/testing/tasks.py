@@ -76,7 +76,7 @@ class DriftTask:
         return {"point": np.mean([self._point(site) for site in sites], axis=0).astype(np.float32)}
 
     def evaluate(self, site: str, state: State) -> SiteMetrics:
-        """ "Dice" is one minus half the mean distance to the site's point."""
+        """One minus half the mean distance to the site's point stands for Dice."""
         near = 1 - float(np.abs(self._point(site) - state["point"]).mean()) / 2
         return SiteMetrics(
             dice=near,
