@@ -41,11 +41,16 @@ def observe(*, quiet: bool, console: Console | None = None) -> Iterator[Observer
 
 
 class LineObserver:
-    """One line per event, for logs and pipes. Phases inside a round are not printed."""
+    """One line per event, for logs and pipes.
+
+    Phases inside a round are not printed, nor rounds in which nothing was evaluated and nobody dropped out: a run
+    of private steps has hundreds of them.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bytes_up = 0
+        self._seconds = 0.0
 
     def run_started(self, info: RunInfo) -> None:
         """Print what will run and where it is written."""
@@ -56,11 +61,14 @@ class LineObserver:
         """Nothing: a log needs no bar."""
 
     def round_finished(self, report: RoundReport) -> None:
-        """Print the round's facts."""
+        """Print the round's facts, and the seconds since the last line about a round."""
         self._bytes_up += report.bytes_up
+        self._seconds += report.seconds.total
+        if report.dice is None and not report.dropped and report.round_index > 0:
+            return
         facts = _facts(report, self._bytes_up)
-        seconds = report.seconds.total
-        self._print(f"round {report.round_index + 1}/{report.rounds}  {facts}  {seconds:.1f} s")
+        self._print(f"round {report.round_index + 1}/{report.rounds}  {facts}  {self._seconds:.1f} s")
+        self._seconds = 0.0
 
     def message(self, text: str) -> None:
         """Print it."""

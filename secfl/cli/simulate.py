@@ -8,11 +8,22 @@ import warnings
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
 
-from secfl.config import Device, DpMode, DpSchedule, Engine, KeyMode, RunConfig, Scheme, load_config
+from secfl.config import (
+    PRIVATE_PHANTOM,
+    Device,
+    DpMode,
+    DpSchedule,
+    Engine,
+    KeyMode,
+    RunConfig,
+    Scheme,
+    load_config,
+)
 from secfl.errors import ConfigError
 
 __all__ = ["simulate"]
@@ -52,6 +63,26 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "record": ("record",),
     "include_images": ("include_images",),
 }
+
+# Parameters that leave open what is trained and how it is protected.
+_OPEN = frozenset(
+    {
+        "clients",
+        "secure_agg",
+        "ckks_key",
+        "threshold",
+        "ledger_dir",
+        "policy",
+        "dropout",
+        "engine",
+        "device",
+        "seed",
+        "record",
+        "include_images",
+    }
+)
+
+_NOTHING: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 _TRAINING = "Training"
 _AGGREGATION = "Secure aggregation"
@@ -228,7 +259,8 @@ def simulate(
 ) -> None:
     """Train a segmentation model in a simulated federation of clinics.
 
-    Without options: a U-Net on three sites of a CT phantom, aggregated with pairwise masks.
+    Without options: a U-Net on three sites of a CT phantom, aggregated with pairwise masks, with differential
+    privacy for patients at ε = 8.
     """
     given = {name: context.params[name] for name in _KEYS if context.params[name] is not None}
     if resume is not None:
@@ -239,7 +271,14 @@ def simulate(
             )
         run, settings = resume, None
     else:
-        settings = _configuration(config, given)
+        unasked = config is None and _asks_for_nothing(given)
+        settings = _configuration(config, given, usual=PRIVATE_PHANTOM if unasked else _NOTHING)
+        if unasked and not quiet:
+            typer.echo(
+                f"--dp patient at ε = {settings.privacy.epsilon:g} on the phantom, because nothing else was asked "
+                "(--dp off trains without noise)",
+                err=True,
+            )
         run = out if out is not None else _new_run(settings)
 
     # Deprecations inside our dependencies are for us, not for whoever runs a simulation.
@@ -263,9 +302,22 @@ def simulate(
         print_summary(summary, run)
 
 
-def _configuration(file: Path | None, given: Mapping[str, Any]) -> RunConfig:
-    """The file under the flags that were given; an error about a flag names the flag, not its key."""
-    overrides: dict[str, Any] = {}
+def _asks_for_nothing(given: Mapping[str, Any]) -> bool:
+    """Whether no flag says what is trained, on which data, or with which privacy."""
+    return given.keys() - {"data"} <= _OPEN and given.get("data", "phantom") == "phantom"
+
+
+def _configuration(
+    file: Path | None, given: Mapping[str, Any], *, usual: Mapping[str, Mapping[str, Any]] = _NOTHING
+) -> RunConfig:
+    """The file, under the flags that were given; an error about a flag names the flag, not its key.
+
+    Args:
+        file: A configuration.
+        given: Flags.
+        usual: Values where neither says anything; only without a file.
+    """
+    overrides: dict[str, Any] = {section: dict(values) for section, values in usual.items()}
     for name, value in given.items():
         *sections, key = _KEYS[name]
         place = overrides

@@ -10,6 +10,7 @@ from secfl.config.multi import MultiModelConfig
 from secfl.config.run import CONFIG_FORMAT_VERSION, RunConfig, check_cohort, default_threshold
 from secfl.config.sections import (
     FOLDER_DEFAULTS,
+    PRIVATE_PHANTOM,
     DataConfig,
     DeadlinesConfig,
     Device,
@@ -29,6 +30,7 @@ from secfl.config.sections import (
 __all__ = [
     "CONFIG_FORMAT_VERSION",
     "FOLDER_DEFAULTS",
+    "PRIVATE_PHANTOM",
     "DataConfig",
     "DeadlinesConfig",
     "Device",

@@ -64,6 +64,17 @@ def test_lines_elsewhere_than_in_a_terminal():
     ]
 
 
+def test_rounds_without_news_are_added_up():
+    stream = io.StringIO()
+    with observe(quiet=False, console=Console(file=stream, width=60)) as observer:
+        for index, dice in enumerate([None, None, None, 0.8]):
+            observer.round_finished(report(index, dice=dice, epsilon=2.0))
+    assert stream.getvalue().splitlines() == [
+        "round 1/4  Dice -  2.0 MB up  ε 2.00  4.0 s",
+        "round 4/4  Dice 0.800  8.0 MB up  ε 2.00  12.0 s",
+    ]
+
+
 def test_a_resumed_run_says_where_it_goes_on():
     stream = io.StringIO()
     resumed = RunInfo(**{name: getattr(INFO, name) for name in INFO.__slots__} | {"first_round": 2})

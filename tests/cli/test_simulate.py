@@ -18,7 +18,7 @@ from PIL import Image
 
 from secfl.cli import simulate
 from secfl.cli.main import main
-from secfl.config import DpMode, KeyMode, Scheme
+from secfl.config import PRIVATE_PHANTOM, DpMode, KeyMode, Scheme
 from secfl.errors import ConfigError
 from secfl.federation.rundir import summary_schema
 
@@ -79,6 +79,9 @@ class TestFlags:
             "epsilon": 5.0,
             "delta": 1e-6,
             "clip": 0.5,
+            "ledger_dir": "accounts",
+            "account_epsilon": 20.0,
+            "policy": "policy.toml",
             "accept_weak": True,
             "dp_schedule": "round",
             "sampling_rate": 0.2,
@@ -92,7 +95,8 @@ class TestFlags:
             "record": True,
             "include_images": True,
         }
-        assert set(values) == set(simulate._KEYS) - {"noise_multiplier"}
+        # The last two have tests of their own, because they need public images.
+        assert set(values) == set(simulate._KEYS) - {"noise_multiplier", "families", "student"}
         for given in (values, {"dp": "client", "noise_multiplier": 3.0}):
             tree = simulate._configuration(None, given).model_dump(mode="json")
             for name, value in given.items():
@@ -114,6 +118,30 @@ class TestFlags:
         flags = {"dp": DpMode.PATIENT, "noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 7}
         privacy = simulate._configuration(None, flags).privacy
         assert (privacy.mode, privacy.sampling_rate, privacy.steps) == (DpMode.PATIENT, 0.1, 7)
+
+    @pytest.mark.parametrize("given", [{}, {"secure_agg": Scheme.CKKS, "seed": 3}, {"data": "phantom"}])
+    def test_where_nothing_is_asked_patients_are_protected(self, given):
+        assert simulate._asks_for_nothing(given)
+        settings = simulate._configuration(None, given, usual=PRIVATE_PHANTOM)
+        assert (settings.privacy.mode, settings.privacy.epsilon) == (DpMode.PATIENT, 8.0)
+        assert settings.data.is_phantom
+
+    @pytest.mark.parametrize(
+        "given", [{"dp": DpMode.OFF}, {"rounds": 3}, {"model": "unet"}, {"data": "folder"}]
+    )
+    def test_where_something_is_asked_nothing_else_changes(self, given):
+        assert not simulate._asks_for_nothing(given)
+
+    def test_one_line_says_so(self, capsys, tmp_path):
+        taken = tmp_path / "run"
+        taken.mkdir()
+        assert main(["simulate", "--out", str(taken)]) == 2
+        notice, error = capsys.readouterr().err.splitlines()
+        assert notice.startswith("--dp patient at ε = 8 on the phantom")
+        assert error.startswith("error: ")
+        for more in (["--dp", "off"], ["--quiet"]):
+            assert main(["simulate", "--out", str(taken), *more]) == 2
+            assert len(capsys.readouterr().err.splitlines()) == 1
 
     def test_the_default_run_directory_names_time_and_scheme_and_is_new(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
