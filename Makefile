@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 		--editable . --group test --group lint
 	@touch $@
 
-simulate: setup ## Train a small U-Net on phantom CT slices of three clinics under CKKS
+simulate: setup ## Train a small U-Net on phantom CT slices of three clinics under CKKS, with ε = 8 per patient
 	$(BIN)/secfl simulate --secure-agg ckks
 
 dp-curve: setup ## Dice without noise and at ε = 8 and 2, four arms, 3 seeds; interrupted, it goes on (30 runs)

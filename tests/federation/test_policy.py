@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secfl.cli.main import main
@@ -18,7 +20,9 @@ from secfl.federation.client import SiteClient
 from secfl.federation.observer import SilentObserver
 from secfl.federation.offer import RoundOffer
 from secfl.federation.policy import Agreement, Guard, Policy, load_policy
+from secfl.federation.privacy import RunTerms
 from secfl.federation.releases import Announcement
+from secfl.federation.requests import Failed, OfferRound, Sent, decode_reply, encode
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.ledger.verify import load
 from secfl.randomness import SystemRng
@@ -366,6 +370,37 @@ class TestDishonestCoordinator:
         honest = Guard(allowed, agreement)
         for number in range(STEPS):
             honest.admit(offer(agreement, round_id=RoundId(number), round_index=number))
+
+
+def test_a_site_elsewhere_refuses_before_it_works(tmp_path):
+    """The agent of a site holds offers to its policy like a site in this process."""
+    spec = importlib.util.spec_from_file_location("remote_stage", Path(__file__).with_name("remote_stage.py"))
+    remote = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(remote)
+    with contextlib.closing(remote.Stage(tmp_path, "masking")) as stage:
+        terms = RunTerms(
+            round_terms=stage.round_terms, plan=None, rounds=2, sentence="", non_private="no noise"
+        )
+        agreement = Agreement(
+            directory=stage.terms.directory, threshold=3, scheme=stage.terms.scheme, terms=terms
+        )
+        guard = Guard(Policy(accept_non_private=True), agreement)
+        agent = stage.agents["a"]
+        agent._prepared = replace(agent._training(), guard=guard)
+        for round_id, round_index, kind in ((1, 1, Sent), (2, 2, Failed)):
+            request = OfferRound(
+                run_id=remote.RUN,
+                round_id=RoundId(round_id),
+                round_index=round_index,
+                cohort=tuple(sorted(stage.terms.directory.keys)),
+                threshold=3,
+                scheme=stage.terms.scheme,
+                model=np.zeros(remote.LENGTH, np.float32),
+            )
+            reply = decode_reply(agent.handle(encode(request)), peer="a", most_bytes=1 << 20)
+            assert isinstance(reply, kind)
+        assert "the offer's round: found 3, allowed 2" in reply.reason
+        assert stage.work["a"].calls == 1
 
 
 @pytest.mark.slow
