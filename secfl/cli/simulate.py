@@ -33,6 +33,7 @@ _INTERRUPTED = 130
 # Parameter of the command -> path of the key in the configuration.
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "data": ("data", "source"),
+    "phantom_task": ("data", "phantom_task"),
     "model": ("model", "name"),
     "families": ("multi_model", "families"),
     "student": ("multi_model", "student"),
@@ -98,6 +99,9 @@ def simulate(
     data: Annotated[
         str | None,
         typer.Option(metavar="DIR|phantom", help="Folder of <site>/images and <site>/masks, or the phantom."),
+    ] = None,
+    phantom_task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which phantom, such as fundus or kidney-ct.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model family.", rich_help_panel=_TRAINING)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from secfl.config.base import Section
 
-__all__ = ["DataConfig"]
+__all__ = ["DataConfig", "PhantomTaskName"]
 
 _Millimetres: TypeAlias = Annotated[float, Field(gt=0, le=100)]
+
+
+PhantomTaskName: TypeAlias = Literal[
+    "leg-ct", "fundus", "dermoscopy", "ultrasound", "brain-mri", "kidney-ct", "chest-xray", "retina-oct"
+]
 
 
 class DataConfig(Section):
@@ -19,10 +24,11 @@ class DataConfig(Section):
 
     Attributes:
         source: A folder ``<site>/images``, ``<site>/masks``, or ``phantom``.
+        phantom_task: Which phantom: modality and anatomy.
         phantom_images: Images per site of the phantom (train and test together).
         image_size: Side of the phantom's images, pixels.
-        phantom_target: What is to be found: the deep ``vein`` with any thrombus in it, the ``thrombus`` alone, or
-            all ``tissues`` (skin and fat, muscle, bone, artery, vein).
+        phantom_target: What is to be found in the leg: the deep ``vein`` with any thrombus in it, the ``thrombus``
+            alone, or all ``tissues`` (skin and fat, muscle, bone, artery, vein).
         test_fraction: Share of each site's patients kept for the test where there is no ``splits.json``.
         normalization: Of folder images, inside the field of view: one mean and deviation per image and channel,
             or ``local`` ones around every pixel, which also removes uneven illumination.
@@ -38,6 +44,7 @@ class DataConfig(Section):
     """
 
     source: str = "phantom"
+    phantom_task: PhantomTaskName = "leg-ct"
     phantom_images: int = Field(default=60, ge=8, le=100_000)
     image_size: int = Field(default=96, ge=32, le=1024)
     phantom_target: Literal["vein", "thrombus", "tissues"] = "vein"
@@ -65,6 +72,12 @@ class DataConfig(Section):
         if any(low >= high for low, high in given):
             raise ValueError("expected pairs of a lower and a higher value, such as [[-160, 240]]")
         return given
+
+    @model_validator(mode="after")
+    def _the_leg_has_targets(self) -> Self:
+        if self.phantom_task != "leg-ct" and self.phantom_target != "vein":
+            raise ValueError(f"phantom_target: {self.phantom_target} belongs to leg-ct; leave it out")
+        return self
 
     @property
     def is_phantom(self) -> bool:

@@ -26,9 +26,13 @@ from secfl.types import client_id
 
 __all__ = [
     "CT_WINDOW",
+    "SLICES_PER_PATIENT",
     "Phantom",
     "Scanner",
+    "Target",
     "Tissue",
+    "class_names_of",
+    "class_table",
     "make_phantom",
     "make_phantom_dataset",
     "scanner_of_site",
@@ -284,7 +288,7 @@ def make_phantom_dataset(
         slices_per_patient: Consecutive images of one patient.
         scanners: One per site; by default drawn from the seed.
     """
-    class_of = _class_of_tissue(target)
+    class_of = class_table(target)
     digits = len(str(sites))
     made: dict[str, SiteData] = {}
     for index in range(sites):
@@ -313,11 +317,17 @@ def make_phantom_dataset(
             train=tuple(cases[stem] for stem in split.train),
             test=tuple(cases[stem] for stem in split.test),
         )
-    names = ("background", *_CLASSES[target])
+    names = class_names_of(target)
     return Dataset(sites=made, channels=1, classes=len(names), class_names=names, is_phantom=True)
 
 
-def _class_of_tissue(target: Target) -> NDArray[np.uint8]:
+def class_names_of(target: Target) -> tuple[str, ...]:
+    """Names of a target's classes, the background first."""
+    return ("background", *_CLASSES[target])
+
+
+def class_table(target: Target) -> NDArray[np.uint8]:
+    """The class of every `Tissue`."""
     table = np.zeros(len(Tissue), dtype=np.uint8)
     for label, tissues in enumerate(_CLASSES[target].values(), start=1):
         table[list(tissues)] = label
