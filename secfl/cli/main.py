@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from secfl._version import __version__
-from secfl.cli import audit, bench, doctor, keys, ledger, models, plan, simulate, study
+from secfl.cli import audit, bench, data, doctor, keys, ledger, models, plan, predict, simulate, study
 from secfl.errors import SecflError
 
 __all__ = ["INTERRUPTED", "app", "main"]
@@ -45,6 +45,8 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(study.app, name="study")
 app.command("plan")(plan.plan)
 app.command("models")(models.models)
+app.command("predict")(predict.predict)
+app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,7 +1,7 @@
 """The run directory: what a run leaves behind, each file with a format version.
 
-``config.toml`` · ``metrics.jsonl`` · ``summary.json`` · ``ledger.jsonl`` · ``checkpoints/`` · ``previews/`` ·
-``log.txt`` · with ``record`` also ``transcript/``.
+``config.toml`` · ``inputs.json`` · ``metrics.jsonl`` · ``summary.json`` · ``ledger.jsonl`` · ``checkpoints/`` ·
+``previews/`` · ``log.txt`` · with ``record`` also ``transcript/``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -20,7 +21,7 @@ from secfl.crypto.aggregation import Envelope
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError, DataError
 from secfl.federation.checkpoint import write_atomically
-from secfl.segmentation.task import Preview
+from secfl.segmentation.task import ModelInputs, Preview
 from secfl.types import client_id
 
 __all__ = ["RUN_FORMAT_VERSION", "RunDirectory", "read_summary"]
@@ -38,6 +39,7 @@ class RunDirectory:
         self.ledger = root / "ledger.jsonl"
         self.summary = root / "summary.json"
         self.metrics = root / "metrics.jsonl"
+        self.inputs = root / "inputs.json"
         self._identities = root / ".simulated-identities.json"
 
     @classmethod
@@ -80,6 +82,37 @@ class RunDirectory:
     def config(self) -> RunConfig:
         """The configuration the run was started with."""
         return load_config(self.root / "config.toml", {})
+
+    def write_inputs(self, inputs: ModelInputs) -> None:
+        """Keep what the model is trained on in ``inputs.json``, for `secfl predict`."""
+        row = {"format_version": RUN_FORMAT_VERSION, **asdict(inputs)}
+        write_atomically(self.inputs, (json.dumps(row, indent=2) + "\n").encode())
+
+    def read_inputs(self) -> ModelInputs:
+        """What the model was trained on.
+
+        Raises:
+            DataError: Missing or damaged, or newer than this secfl reads.
+        """
+        try:
+            row = json.loads(self.inputs.read_text(encoding="utf-8"))
+            version = int(row["format_version"])
+            inputs = ModelInputs(
+                channels=int(row["channels"]),
+                class_names=tuple(str(name) for name in row["class_names"]),
+                spatial_dims=int(row["spatial_dims"]),
+            )
+        except FileNotFoundError:
+            raise DataError(
+                f"{self.inputs}: missing; expected a run of an image segmentation, made by this version or later"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise DataError(f"{self.inputs}: damaged; expected what the model was trained on") from None
+        if version > RUN_FORMAT_VERSION:
+            raise DataError(
+                f"{self.inputs}: format_version {version} is newer than this secfl reads; upgrade secfl"
+            )
+        return inputs
 
     def keep_identities(self, identities: Sequence[Identity]) -> None:
         """Keep the simulated clients' signing keys until the run ends, readable by its owner only.

@@ -30,7 +30,7 @@ from secfl.federation.state import count_parameters
 from secfl.federation.work import make_task
 from secfl.ledger.site_accounts import SiteAccounts
 from secfl.randomness import SystemRng
-from secfl.segmentation.task import Task
+from secfl.segmentation.task import SegmentingTask, Task
 from secfl.types import client_id
 
 __all__ = ["resume", "simulate", "start"]
@@ -122,6 +122,8 @@ def start(
     guard = site_guard(config, terms, members.directory, threshold=threshold)
     shared, notes = _accounts(config, terms, task, threshold=threshold)
     run = RunDirectory.create(out, config)
+    if isinstance(task, SegmentingTask):
+        run.write_inputs(task.inputs)
     if members.identities:
         run.keep_identities(members.identities)
     accounts = RunAccounts.create(run, config, terms, members=members, threshold=threshold, shared=shared)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from secfl.segmentation.data.cases import Case
 
-__all__ = ["axial", "side_by_side"]
+__all__ = ["COLOURS", "axial", "side_by_side"]
 
 _Kind = TypeVar("_Kind", bound=np.generic)
 
-_COLOURS = np.array(
+COLOURS = np.array(
     [[0, 0, 0], [230, 60, 50], [60, 140, 240], [70, 190, 90], [240, 190, 40], [170, 90, 220], [60, 200, 200]],
     np.uint8,
 )
@@ -55,5 +55,5 @@ def _shown(case: Case) -> NDArray[np.uint8]:
 
 def _coloured(case: Case, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     inside = np.ones(labels.shape, dtype=bool) if case.valid is None else case.valid
-    colour = _COLOURS[1 + (labels.astype(int) - 1) % (len(_COLOURS) - 1)] * (labels > 0)[..., None]
+    colour = COLOURS[1 + (labels.astype(int) - 1) % (len(COLOURS) - 1)] * (labels > 0)[..., None]
     return np.where(inside[..., None], colour, np.uint8(40)).astype(np.uint8)

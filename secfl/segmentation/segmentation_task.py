@@ -17,7 +17,7 @@ from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.cases import Case, Dataset
 from secfl.segmentation.data.public import rename_last, split_public
 from secfl.segmentation.models.registry import build_model, check_family, family_code, model_spec
-from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State, Task
+from secfl.segmentation.task import LocalResult, ModelInputs, Preview, SiteMetrics, State, Task
 from secfl.types import join_fields
 
 if TYPE_CHECKING:
@@ -50,13 +50,14 @@ def build_task(config: RunConfig) -> Task:
 def load_dataset(config: RunConfig) -> Dataset:
     """Read or generate the data that the configuration names."""
     from secfl.segmentation.data.folder import read_folder
-    from secfl.segmentation.data.phantom import make_phantom_dataset
+    from secfl.segmentation.data.phantom_tasks import make_task_dataset, phantom_task
 
     data: DataConfig = config.data
     seed = ExperimentSeed(config.seed)
     if data.is_phantom:
         clients = config.clients or DEFAULT_PHANTOM_SITES
-        made = make_phantom_dataset(
+        made = make_task_dataset(
+            phantom_task(data.phantom_task, data.phantom_target),
             sites=clients + len(data.public),
             images_per_site=data.phantom_images,
             size=data.image_size,
@@ -78,11 +79,16 @@ def load_dataset(config: RunConfig) -> Dataset:
 
 
 def reading_of(data: DataConfig) -> Reading:
-    """How the configuration wants files to become cases."""
+    """How the configuration wants files to become cases; for a phantom, files that `secfl data phantom` wrote."""
     from secfl.segmentation.data.folder import Reading
     from secfl.segmentation.data.labels import LabelMap
     from secfl.segmentation.data.preparation import Recipe
 
+    if data.is_phantom:
+        from secfl.segmentation.data.phantom_tasks import phantom_task
+
+        task = phantom_task(data.phantom_task, data.phantom_target)
+        return Reading(recipe=task.recipe, labels=task.labels)
     return Reading(
         recipe=Recipe(normalization=data.normalization, windows=data.windows, spacing=data.spacing),
         labels=LabelMap.of(data.labels),
@@ -137,6 +143,15 @@ class SegmentationTask:
     def is_phantom(self) -> bool:
         """Whether no image shows a person."""
         return self._dataset.is_phantom
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """What the model is trained on."""
+        return ModelInputs(
+            channels=self._dataset.channels,
+            class_names=tuple(self._dataset.class_names),
+            spatial_dims=self._dataset.spatial_dims,
+        )
 
     def digest(self) -> bytes:
         """SHA-256 of the settings of data preparation, model and training, the seed and this package's code.

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 __all__ = [
     "DescribedTask",
     "LocalResult",
+    "ModelInputs",
     "PatientTask",
     "PersonalTask",
     "Preview",
     "PublicTask",
+    "SegmentingTask",
     "SiteMetrics",
     "State",
     "Task",
@@ -129,6 +131,31 @@ class Task(Protocol):
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:
         """A few test cases with prediction, for people."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInputs:
+    """What a model was trained on, as far as its settings do not say.
+
+    Attributes:
+        channels: Channels of the image.
+        class_names: The classes in the order of the model's outputs, the background first.
+        spatial_dims: 2 for pictures and slices, 3 for volumes.
+    """
+
+    channels: int
+    class_names: tuple[str, ...]
+    spatial_dims: int
+
+
+@runtime_checkable
+class SegmentingTask(Task, Protocol):
+    """A task whose model can be put to work on image files."""
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """What the model is trained on."""
         ...
 
 
