@@ -26,6 +26,12 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder for masks and overlays.")],
+    site: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Whose own parameters to use, where parts of the model stay at the sites."
+        ),
+    ] = None,
     truth: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Masks with the images' names; also prints each image's Dice."),
@@ -51,7 +57,7 @@ def predict(
     from secfl.segmentation.prediction import Identifiers, Writing, predict_files
 
     done = predict_files(
-        predictor_of_run(run),
+        predictor_of_run(run, site=site),
         images,
         out=out,
         writing=Writing(

@@ -37,7 +37,7 @@ from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec
 from secfl.federation.state import count_parameters
 from secfl.randomness import SystemRng
-from secfl.segmentation.task import LocalResult, SiteMetrics, State
+from secfl.segmentation.task import LocalResult, SegmentingTask, SiteMetrics, State
 from secfl.types import PROTOCOL_VERSION, client_id, join_fields
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def _prepare(config: RunConfig, *, run: RunDirectory | None, out: Path, observer
     resumed = run is not None
     if run is None:
         run = RunDirectory.create(out, config)
+        if isinstance(student.task, SegmentingTask):
+            run.write_inputs(student.task.inputs)
         run.keep_identities([Identity.generate(client_id(site), SystemRng()) for site in sites])
     identities = {identity.name: identity for identity in run.identities()}
     maps = _Maps(tasks, family_of)

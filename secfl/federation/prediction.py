@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secfl.config import RunConfig
 from secfl.errors import ConfigError, DataError
 from secfl.federation import checkpoint
 from secfl.federation.rundir import RunDirectory
+from secfl.segmentation.task import State
 
 if TYPE_CHECKING:
     from secfl.segmentation.prediction import Predictor
@@ -15,23 +17,65 @@ if TYPE_CHECKING:
 __all__ = ["predictor_of_run"]
 
 
-def predictor_of_run(path: Path) -> Predictor:
-    """The model after the run's last finished round.
+def predictor_of_run(path: Path, *, site: str | None = None) -> Predictor:
+    """The model that a run gives: after its last finished round, or the best one where it stops early.
+
+    Of a federation of unlike models it is the student; where parts of the model stay at the sites, it is one
+    site's.
+
+    Args:
+        path: The run directory.
+        site: Whose own parameters complete the model.
 
     Raises:
-        ConfigError: Not a run directory.
+        ConfigError: Not a run directory, or a site that is missing, unknown or of no use.
         DataError: No checkpoint yet, a damaged one, or a model that does not fit it.
     """
     run = RunDirectory.open(path)
     config, inputs = run.config(), run.read_inputs()
-    latest = checkpoint.latest_checkpoint(run.checkpoints)
-    if latest is None:
-        raise DataError(f"{run.checkpoints}: no checkpoint; expected a run with at least one finished round")
+    chosen = _checkpoint(run, config)
+    loaded = checkpoint.load(chosen)
+    state = dict(loaded.state)
+    family = None
+    if config.multi_model.families:
+        family, prefix = config.multi_model.student, "student/"
+        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        state = found or state
+    if config.training.local_parameters != "none":
+        state |= _own(run, site, loaded.rounds_completed)
+    elif site is not None:
+        raise ConfigError(f"--site {site}: the whole model is shared in this run; leave --site out")
     from secfl.segmentation.prediction import Predictor
 
     try:
-        return Predictor(config, inputs, checkpoint.load(latest).state)
+        return Predictor(config, inputs, state, family=family)
     except DataError:
         raise
     except ConfigError as error:
-        raise DataError(f"{latest}: {error}") from None
+        raise DataError(f"{chosen}: {error}") from None
+
+
+def _checkpoint(run: RunDirectory, config: RunConfig) -> Path:
+    best = run.checkpoints / "best.safetensors"
+    if (
+        config.training.early_stopping is not None
+        and config.training.local_parameters == "none"
+        and best.exists()
+    ):
+        return best
+    latest = checkpoint.latest_checkpoint(run.checkpoints)
+    if latest is None:
+        raise DataError(f"{run.checkpoints}: no checkpoint; expected a run with at least one finished round")
+    return latest
+
+
+def _own(run: RunDirectory, site: str | None, rounds: int) -> State:
+    """The parameters that stayed at a site."""
+    ending = f"-round-{rounds:05d}.safetensors"
+    sites = sorted(path.name.removesuffix(ending) for path in run.sites.glob(f"*{ending}"))
+    if site not in sites:
+        given = "not given" if site is None else f"{site} is not one of them"
+        raise ConfigError(
+            f"--site: {given}; parts of the model stay at the sites, expected one of {', '.join(sites)}"
+        )
+    return checkpoint.load(run.sites / f"{site}{ending}").state

@@ -62,9 +62,12 @@ class Predictor:
         config: The run's configuration.
         inputs: What the model was trained on.
         state: Its tensors.
+        family: In place of the configuration's ``model.name``.
     """
 
-    def __init__(self, config: RunConfig, inputs: ModelInputs, state: State) -> None:
+    def __init__(
+        self, config: RunConfig, inputs: ModelInputs, state: State, *, family: str | None = None
+    ) -> None:
         from secfl.segmentation.models.registry import build_model, model_spec
         from secfl.segmentation.models.state import load_state
         from secfl.segmentation.training import resolve_device
@@ -81,12 +84,13 @@ class Predictor:
             in_channels=inputs.channels,
             classes=len(inputs.class_names),
             spatial_dims=inputs.spatial_dims,
+            family=family,
         )
         self._model: nn.Module = build_model(
             self._spec, seed=ExperimentSeed(config.seed).derive("initial-state")
         )
         load_state(self._model, state)
-        self._model = self._model.to(resolve_device(config.training.device))
+        self._model = self._model.to(resolve_device(config.training.device, config.training.precision))
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -297,6 +297,23 @@ class TestPictures:
         assert main(["simulate", "--config", str(config), "--out", str(out), "--quiet"]) == 0
         return out
 
+    def test_parts_that_stayed_at_a_site(self, tmp_path, capsys):
+        config = tmp_path / "c.toml"
+        config.write_text(
+            "threads = 1\n[data]\nphantom_task = 'dermoscopy'\nphantom_images = 8\nimage_size = 32\n"
+            "[model]\nchannels = [4, 8, 8]\n[training]\nrounds = 1\nlocal_parameters = 'normalization'\n"
+            "[secure_agg]\nscheme = 'plain'\n"
+        )
+        path = tmp_path / "a.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 200, (41, 37, 3), np.uint8)).save(path)
+        run = str(tmp_path / "run")
+        assert main(["simulate", "--config", str(config), "--out", run, "--quiet"]) == 0
+        assert main(["predict", run, str(path), "--out", str(tmp_path / "o"), "--site", "clinic-2"]) == 0
+        for flags in ([], ["--site", "clinic-9"]):
+            capsys.readouterr()
+            assert main(["predict", run, str(path), "--out", str(tmp_path / "p"), *flags]) == 2
+            assert "expected one of clinic-1, clinic-2, clinic-3" in capsys.readouterr().err
+
     @pytest.mark.parametrize(("suffix", "written"), [("png", "png"), ("tif", "tif"), ("jpg", "png")])
     def test_formats(self, run, tmp_path, suffix, written):
         path = tmp_path / f"a.{suffix}"
