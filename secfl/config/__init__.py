@@ -4,7 +4,7 @@ A `RunConfig` comes from a TOML file and from flags; flags win. Unknown keys and
 refused with the key's name and what was expected.
 """
 
-from secfl.config.adaptive import PercentileLaplaceConfig, QuantileClipConfig
+from secfl.config.adaptive import PercentileLaplaceConfig, PlateauConfig, QuantileClipConfig, Validation
 from secfl.config.loading import load_config
 from secfl.config.multi import MultiModelConfig
 from secfl.config.run import CONFIG_FORMAT_VERSION, RunConfig, check_cohort, default_threshold
@@ -41,6 +41,7 @@ __all__ = [
     "ModelConfig",
     "MultiModelConfig",
     "PercentileLaplaceConfig",
+    "PlateauConfig",
     "PrivacyConfig",
     "QuantileClipConfig",
     "RunConfig",
@@ -48,6 +49,7 @@ __all__ = [
     "SecureAggregationConfig",
     "ServerOptimizerName",
     "TrainingConfig",
+    "Validation",
     "Weighting",
     "check_cohort",
     "default_threshold",

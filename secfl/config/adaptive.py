@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from pydantic import Field
 
 from secfl.config.base import Section
 
-__all__ = ["PercentileLaplaceConfig", "QuantileClipConfig"]
+__all__ = ["PercentileLaplaceConfig", "PlateauConfig", "QuantileClipConfig", "Validation"]
+
+
+class Validation(StrEnum):
+    """Where the score comes from that steers spending: data that show nobody, or patients, paid by the filter."""
+
+    PUBLIC = "public"
 
 
 class QuantileClipConfig(Section):
@@ -26,6 +34,26 @@ class QuantileClipConfig(Section):
     bit_noise: float = Field(default=0.05, gt=0, le=1)
     smallest: float = Field(default=1e-4, gt=0)
     largest: float = Field(default=1e4, gt=0)
+
+
+class PlateauConfig(Section):
+    """Spend more of a fixed budget when validation stops rising (`secfl.dp.adaptive.PlateauSpending`).
+
+    ``epsilon`` is then the cap of a Rényi filter and not a target: training stops before it would be exceeded.
+
+    Attributes:
+        multipliers: Noise multipliers, decreasing and announced; a plateau moves on to the next.
+        patience: Scores without progress that make a plateau.
+        least_gain: Smaller improvements do not count as progress.
+        every: Rounds between two scores.
+        validation: Source of the scores.
+    """
+
+    multipliers: tuple[float, ...] = Field(min_length=2, max_length=16)
+    patience: int = Field(default=3, ge=1, le=10_000)
+    least_gain: float = Field(default=1e-3, ge=0)
+    every: int = Field(default=1, ge=1, le=10_000)
+    validation: Validation = Validation.PUBLIC
 
 
 class PercentileLaplaceConfig(Section):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
+from secfl.config.adaptive import PlateauConfig
 from secfl.config.data import DataConfig
 from secfl.config.multi import MultiModelConfig
 from secfl.config.sections import DpMode, DpSchedule, Engine, PrivacyConfig, Scheme, TrainingConfig, Weighting
@@ -38,9 +40,26 @@ def check_mechanisms(privacy: PrivacyConfig, scheme: Scheme) -> None:
     }
     if privacy.site_weights is not None:
         refusals |= _site_weights(privacy, scheme, privacy.site_weights)
+    if privacy.plateau is not None:
+        refusals |= _plateau(privacy, privacy.plateau)
     for message, refused in refusals.items():
         if refused:
             raise ValueError(f"privacy.{message}")
+
+
+def _plateau(privacy: PrivacyConfig, plateau: PlateauConfig) -> dict[str, bool]:
+    levels = plateau.multipliers
+    return {
+        "plateau: needs --dp client or patient": privacy.mode is DpMode.OFF,
+        "plateau: needs --epsilon as its cap; its multipliers replace --noise-multiplier": (
+            privacy.epsilon is None
+        ),
+        "plateau.multipliers: expected positive numbers, each below the one before": (
+            levels[-1] <= 0 or any(low >= high for high, low in pairwise(levels))
+        ),
+        "plateau: noise follows one rule; remove noise_decay": privacy.noise_decay != 1,
+        "plateau: cannot be combined with site_weights": privacy.site_weights is not None,
+    }
 
 
 def _site_weights(privacy: PrivacyConfig, scheme: Scheme, weights: Mapping[str, float]) -> dict[str, bool]:

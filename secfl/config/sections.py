@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from secfl.config.adaptive import PercentileLaplaceConfig, QuantileClipConfig
+from secfl.config.adaptive import PercentileLaplaceConfig, PlateauConfig, QuantileClipConfig
 from secfl.config.base import Section
 from secfl.config.data import DataConfig
 
@@ -234,6 +234,8 @@ class PrivacyConfig(Section):
         site_weights: Public constants by site (never its number of patients): how much each one's patients count
             under one clip. Each site's noise follows its own weight, and ε is stated by site.
         quantile_clip: The clip follows a private quantile, from ``clip`` on; see `QuantileClipConfig`.
+        plateau: Noise moves down announced levels when validation stops rising, within ``epsilon``; see
+            `PlateauConfig`.
         percentile_laplace: A baseline without privacy, under mode ``off``; see `PercentileLaplaceConfig`.
     """
 
@@ -256,6 +258,7 @@ class PrivacyConfig(Section):
     layer_clips: Mapping[str, float] | None = None
     site_weights: Mapping[str, float] | None = None
     quantile_clip: QuantileClipConfig | None = None
+    plateau: PlateauConfig | None = None
     percentile_laplace: PercentileLaplaceConfig | None = None
     ledger_dir: str | None = Field(default=None, min_length=1)
     account_epsilon: float | None = Field(default=None, gt=0, le=1e4)

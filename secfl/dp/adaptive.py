@@ -148,6 +148,22 @@ class PlateauSpending:
         """Index of the multiplier that the next release would like to use."""
         return self._level
 
+    @property
+    def progress(self) -> tuple[int, float, int]:
+        """Level, best score and scores waited since: what a checkpoint keeps beside the filter's charges."""
+        return self._level, self._best, self._waited
+
+    def go_on_from(self, progress: tuple[int, float, int]) -> None:
+        """Take back what `progress` gave.
+
+        Raises:
+            ConfigError: It belongs to other multipliers.
+        """
+        level, _, waited = progress
+        if not (0 <= level < len(self.multipliers) and waited >= 0):
+            raise ConfigError("plateau spending: the progress belongs to other multipliers")
+        self._level, self._best, self._waited = progress
+
     def observe(self, score: Callable[[], float]) -> None:
         """Charge for one validation score, then compute it and look for a plateau.
 

@@ -26,12 +26,14 @@ from secfl.errors import ConfigError, PrivacyError
 from secfl.guarantees import Behaviour, UnitOfPrivacy
 from secfl.types import MAX_VECTOR_LENGTH, join_fields
 
-__all__ = ["PrivacyPlan", "Rounding", "Schedule", "modulus_bits"]
+__all__ = ["WEAK_EPSILON", "PrivacyPlan", "Rounding", "Schedule", "modulus_bits"]
 
 WEAK_EPSILON: Final = 20.0
 """Above this ε in the aggregator's view a plan needs explicit consent."""
 
 _LARGEST_Z: Final = 1e5
+_SMALLEST_Z: Final = 1e-3
+_MOST_LEVELS: Final = 16
 _LARGEST_CHANGE: Final = 300.0
 """Largest |log| of the last release's noise over the first one's."""
 _WRAP_BITS: Final = 40
@@ -101,7 +103,7 @@ class PrivacyPlan:
         _between("clip_norm", self.clip_norm, 1e-12, 1e12)
         _between("grid_norm", self.grid_norm, 1, 2**40)
         _between("dimension", self.dimension, 1, MAX_VECTOR_LENGTH)
-        _between("noise_multiplier", self.noise_multiplier, 1e-3, _LARGEST_Z)
+        _between("noise_multiplier", self.noise_multiplier, _SMALLEST_Z, _LARGEST_Z)
         _between("releases", self.releases, 1, 10**7)
         _between("cohort_size", self.cohort_size, 1, 10**4)
         _between("threshold", self.threshold, 1, self.cohort_size)
@@ -144,8 +146,12 @@ class PrivacyPlan:
 
     def _check_levels(self) -> None:
         above = (self.noise_multiplier, *self.levels)
-        if any(low >= high for high, low in zip(above, self.levels, strict=False)) or above[-1] <= 0:
-            raise ConfigError("levels: expected positive multipliers, each below the one before")
+        falling = all(low < high for high, low in zip(above, self.levels, strict=False))
+        if not (falling and above[-1] >= _SMALLEST_Z and len(self.levels) < _MOST_LEVELS):
+            raise ConfigError(
+                f"levels: expected fewer than {_MOST_LEVELS} multipliers, each below the one before and at "
+                f"least {_SMALLEST_Z:g}"
+            )
         if self.levels and self.noise_decay != 1:
             raise ConfigError("levels: expected a noise_decay of 1, because noise follows one rule")
 

@@ -20,6 +20,7 @@ from secfl.federation.schemes import key_mode_name, scheme_for
 from secfl.guarantees import Behaviour, View
 from secfl.ledger.checkpoints import CoSigner
 from secfl.ledger.entry import Exposure, RunHeader
+from secfl.ledger.events import Event
 from secfl.ledger.log import PrivacyLedger
 from secfl.ledger.reader import replay
 from secfl.ledger.site_accounts import SiteAccounts
@@ -152,6 +153,11 @@ class RunAccounts:
     def next_round_id(self) -> RoundId:
         """One above every round that was ever reserved: keys and noise are never used twice."""
         return RoundId(self._state.latest_attempt[0] + 1)
+
+    def reserved_events(self) -> list[Event]:
+        """What each attempt so far was reserved for, whatever became of it."""
+        state = self._state
+        return [state.terms[one.terms].event for one in state.reservations.values()]
 
     def round_account(self, round_index: int, announced: Announcement = NOTHING_ANNOUNCED) -> RoundAccount:
         """The pages of the next attempt at a round."""

@@ -15,6 +15,7 @@ from secfl.config import DpMode, KeyMode, RunConfig, Scheme
 from secfl.errors import BudgetExhausted, ConfigError, PrivacyError
 from secfl.federation.privacy import RunTerms, run_terms
 from secfl.federation.schemes import scheme_for, scheme_spec
+from secfl.federation.settled import one_of_each
 from secfl.guarantees import Behaviour, Guarantee
 from secfl.ledger.accounts import ACCOUNT_FILE, Account
 from secfl.ledger.budget import Budget, Charge, Meter, suggested_order
@@ -70,8 +71,8 @@ def fitting_terms(config: RunConfig, task: Task, *, parameters: int, threshold: 
         )
     target = privacy.epsilon
     budget = run_budget(config, terms)
-    if budget is None or target is None:
-        return terms
+    if budget is None or target is None or (terms.plan is not None and terms.plan.levels):
+        return terms  # noise that is chosen as the run goes is not calibrated: its filter stops it
     error = _cost(config, terms, task.sites, threshold=threshold)(budget).error * terms.rounds
     if math.exp(min(target, 600.0)) * error >= privacy.delta:
         raise PrivacyError(
@@ -208,7 +209,9 @@ def _account_budget(config: RunConfig, terms: RunTerms) -> Budget:
 def _order(config: RunConfig, terms: RunTerms, cap: float) -> int:
     """The Rényi order at which most runs like this one fit."""
     plan = terms.plan
-    planned = None if plan is None else plan.event(plan.z_aggregator())
+    planned = None
+    if plan is not None:
+        planned = one_of_each(plan) if plan.levels else plan.event(plan.z_aggregator())
     return suggested_order(cap, config.privacy.delta, planned=planned)
 
 

@@ -145,13 +145,14 @@ def _client_level(config: RunConfig, task: Task, *, parameters: int, threshold: 
         clip_norm=layout.clip_norm,
         grid_norm=_grid_norm(config, layout, clients=clients, releases=config.training.rounds),
         dimension=layout.dimension,
-        noise_multiplier=_first_multiplier(config),
+        noise_multiplier=_multipliers(config)[0],
         releases=config.training.rounds,
         cohort_size=clients,
         threshold=threshold,
         delta=privacy.delta,
         schedule=Schedule.ROUND if alone else Schedule.STEP,
         noise_decay=privacy.noise_decay,
+        levels=_multipliers(config)[1:],
     )
     plan = settled(plan, config)
     releases = Releases(
@@ -197,7 +198,7 @@ def _patient_level(config: RunConfig, task: Task, *, parameters: int, threshold:
         clip_norm=layout.clip_norm,
         grid_norm=_grid_norm(config, layout, clients=clients, releases=privacy.steps),
         dimension=layout.dimension,
-        noise_multiplier=_first_multiplier(config),
+        noise_multiplier=_multipliers(config)[0],
         releases=privacy.steps,
         cohort_size=clients,
         threshold=threshold,
@@ -205,6 +206,7 @@ def _patient_level(config: RunConfig, task: Task, *, parameters: int, threshold:
         sampling_rate=privacy.sampling_rate,
         schedule=Schedule.ROUND if alone else Schedule.STEP,
         noise_decay=privacy.noise_decay,
+        levels=_multipliers(config)[1:],
     )
     units, by_site = expected_batch(config) * clients, None
     if privacy.site_weights is None:
@@ -285,8 +287,10 @@ def expected_batch(config: RunConfig) -> float:
     return config.privacy.sampling_rate * nominal_patients(config)
 
 
-def _first_multiplier(config: RunConfig) -> float:
-    return config.privacy.noise_multiplier or 1.0
+def _multipliers(config: RunConfig) -> tuple[float, ...]:
+    """The first noise multiplier, and those to which the run may move on."""
+    plateau = config.privacy.plateau
+    return (config.privacy.noise_multiplier or 1.0,) if plateau is None else plateau.multipliers
 
 
 def _seeded(config: RunConfig) -> str:
@@ -307,7 +311,7 @@ def _noisy_bits(plan: PrivacyPlan, *, signal_bound: int) -> int:
 def _grid_norm(config: RunConfig, layout: Layout, *, clients: int, releases: int) -> int:
     """G: fine enough for the update, and for every share of the noise to be wide enough to be accounted."""
     decay = config.privacy.noise_decay ** (releases - 1)
-    least = _first_multiplier(config) * min(1.0, decay)
+    least = _multipliers(config)[-1] * min(1.0, decay)
     if not (least > 1e-4 and decay < 1e4):
         raise ConfigError(
             f"privacy.noise_decay: {config.privacy.noise_decay:g} changes the noise {decay:.1e}-fold over "
@@ -319,8 +323,11 @@ def _grid_norm(config: RunConfig, layout: Layout, *, clients: int, releases: int
 def _sentence(plan: PrivacyPlan, config: RunConfig) -> str:
     if config.privacy.insecure_test_noise is not None:
         return "NonPrivate: the noise comes from a seed (--insecure-test-noise); ε is null"
+    z = f"{plan.noise_multiplier:.3f}"
+    if plan.levels:
+        z += f" to {plan.levels[-1]:.3f} as validation tells, within ε = {config.privacy.epsilon:g}"
     noise = (
-        f"clip {plan.clip_norm:g}, noise multiplier {plan.noise_multiplier:.3f} over {plan.shares} "
+        f"clip {plan.clip_norm:g}, noise multiplier {z} over {plan.shares} "
         f"client{'s' if plan.shares > 1 else ''}, δ = {plan.delta:g}"
     )
     if plan.unit is UnitOfPrivacy.PATIENT:

@@ -62,7 +62,7 @@ class Simulation:
     announced: Announcement = field(init=False, default=NOTHING_ANNOUNCED)
 
     def __post_init__(self) -> None:
-        self.adaptive = AdaptiveRun(self.terms.round_terms.releases)
+        self.adaptive = AdaptiveRun(self.config, self.terms.round_terms.releases, self.task)
 
     def go_back_to_checkpoint(self) -> None:
         """Load the last checkpoint and forget what came after it."""
@@ -75,6 +75,7 @@ class Simulation:
             self.optimizer.load(self.adaptive.take(loaded.optimizer))
             self.rounds_completed = loaded.rounds_completed
             personal.load_personal(self.task, self.run.sites, rounds=self.rounds_completed)
+        self.adaptive.charge_again(self.accounts.reserved_events())
         self.rows = self.run.keep_metrics(self.rounds_completed)
 
     def run_to_the_end(self) -> dict[str, Any]:
@@ -217,7 +218,7 @@ class Simulation:
         """Write down a finished round. The checkpoint comes last: without it the round is run again."""
         self.state = outcome.state
         dropped = sorted(set(self.members.names) - set(outcome.survivors))
-        self.adaptive.observe(outcome.clip_bits)
+        self.adaptive.observe(self.state, round_index=index, clip_bits=outcome.clip_bits)
         self.rounds_completed = index + 1
         reports = {client.name: client.report or LocalReport() for client in engine.clients}
         error = summary.encoding_error(outcome, {name: reports[name] for name in outcome.survivors})

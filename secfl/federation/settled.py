@@ -8,15 +8,18 @@ from typing import Final
 
 from secfl.config import RunConfig
 from secfl.dp.accounting import Accountant, epsilon
-from secfl.dp.events import PoissonSampled, SelfComposed
+from secfl.dp.events import DpEvent, PoissonSampled, SelfComposed, compose
+from secfl.dp.filters import RenyiFilter
 from secfl.dp.integer import SMALLEST_SHARE
-from secfl.dp.plan import PrivacyPlan
+from secfl.dp.plan import WEAK_EPSILON, PrivacyPlan
+from secfl.dp.rdp import rdp_to_epsilon
 from secfl.dp.site_noise import SiteNoise
-from secfl.errors import ConfigError
+from secfl.errors import ConfigError, PrivacyError
 from secfl.guarantees import Behaviour
+from secfl.ledger.budget import suggested_order
 from secfl.types import ClientId
 
-__all__ = ["settled", "settled_by_site"]
+__all__ = ["filter_of", "one_of_each", "planned_event", "settled", "settled_by_site"]
 
 _PLANNED_FOR: Final = Behaviour.MALICIOUS
 """At the threshold's number of survivors, under every scheme: who drops out is up to the aggregator."""
@@ -29,10 +32,49 @@ def settled(plan: PrivacyPlan, config: RunConfig) -> PrivacyPlan:
         PrivacyError: It is weak and ``--accept-weak`` is not given, or no noise reaches the target.
     """
     privacy = config.privacy
+    if plan.levels:
+        filter_of(plan, config)  # refused here rather than when the run is under way
+        return plan
     if privacy.epsilon is not None:
         plan = plan.calibrated(privacy.epsilon, behaviour=_PLANNED_FOR, accountant=_accountant(config))
     plan.refuse_if_weak(accept_weak=privacy.accept_weak)
     return plan
+
+
+def filter_of(plan: PrivacyPlan, config: RunConfig) -> RenyiFilter:
+    """The filter of a run that chooses its noise as it goes; the ledger has one of its own.
+
+    Raises:
+        ConfigError: One of the levels does not fit the cap even once.
+        PrivacyError: The cap is weak and ``--accept-weak`` is not given.
+    """
+    cap, delta = config.privacy.epsilon, config.privacy.delta
+    assert cap is not None
+    if cap > WEAK_EPSILON and not config.privacy.accept_weak:
+        raise PrivacyError(
+            f"--epsilon {cap:g} as the cap of an adaptive run exceeds {WEAK_EPSILON:g}; expected less, or --accept-weak"
+        )
+    order = suggested_order(cap, delta, planned=one_of_each(plan))
+    for level in (plan.noise_multiplier, *plan.levels):
+        # At this order the conversion to δ alone may exceed the cap; then nothing fits.
+        fits = rdp_to_epsilon({order: 0.0}, delta) < cap
+        spending = RenyiFilter.from_order(order, epsilon=cap, delta=delta) if fits else None
+        if spending is None or not spending.admits(planned_event(plan, level)):
+            raise ConfigError(
+                f"privacy.plateau: not one release with multiplier {level:g} fits --epsilon {cap:g}"
+            )
+    return RenyiFilter.from_order(order, epsilon=cap, delta=delta)
+
+
+def one_of_each(plan: PrivacyPlan) -> DpEvent:
+    """One release at each level: the filter's order is that at which such rounds fit most often."""
+    return compose(planned_event(plan, level) for level in (plan.noise_multiplier, *plan.levels))
+
+
+def planned_event(plan: PrivacyPlan, noise_multiplier: float) -> DpEvent:
+    """What one release with one of the plan's multipliers costs, at the threshold's number of survivors."""
+    level = plan.at_level(noise_multiplier)
+    return level.event_of_release(level.z_aggregator(_PLANNED_FOR))
 
 
 def settled_by_site(

@@ -15,6 +15,7 @@ from secfl.config import DpMode, DpSchedule, RunConfig, check_cohort
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import ConfigError
 from secfl.federation.accounts import RunAccounts
+from secfl.federation.adaptive_run import AdaptiveRun
 from secfl.federation.budgets import admitted_rounds, fitting_terms, open_accounts, reopen_accounts
 from secfl.federation.engines import RoundEngine, RunSetting, open_engine
 from secfl.federation.members import Members
@@ -117,6 +118,7 @@ def start(
     state = task.initial_state()
     threshold = _threshold(config, task)
     terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
+    AdaptiveRun(config, terms.round_terms.releases, task)  # what it needs and has not is found now
     # A library that cannot be loaded is found before anything is written.
     scheme_for(scheme_spec(config.secure_agg))
     guard = site_guard(config, terms, members.directory, threshold=threshold)

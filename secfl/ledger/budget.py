@@ -20,7 +20,10 @@ from secfl.dp.rdp import LARGEST_ORDER, rdp_curve
 from secfl.errors import BudgetExhausted, ConfigError, UnsupportedEvent
 from secfl.guarantees import Behaviour
 
-__all__ = ["Budget", "Charge", "Meter", "suggested_order"]
+__all__ = ["ASIDE", "Budget", "Charge", "Meter", "suggested_order"]
+
+ASIDE: Final = 0.01
+"""Share of δ that a filter sets aside for what samplers and cryptography add."""
 
 _SUGGESTED: Final = tuple(range(2, 257))
 
@@ -179,7 +182,7 @@ class Meter:
             needed = (1 + math.exp(self._budget.epsilon)) * error
         if self._budget.order is None:
             return max(0.0, self._budget.delta - needed)
-        aside = self._budget.delta / 100
+        aside = self._budget.delta * ASIDE
         return self._budget.delta - aside if needed <= aside else 0.0
 
     def _fits_filter(self, charge: Charge, order: int, count: int) -> bool:

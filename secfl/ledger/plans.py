@@ -9,9 +9,11 @@ import math
 
 from secfl.dp.plan import PrivacyPlan
 from secfl.errors import ConfigError
+from secfl.ledger.adaptive import filter_cap
 from secfl.ledger.events import Event, Noise, NonPrivate, event_from_plan, leaves
 from secfl.ledger.sights import releases
 from secfl.ledger.state import LedgerState
+from secfl.ledger.views import planned_charge
 
 __all__ = ["plan_findings"]
 
@@ -47,6 +49,14 @@ def plan_findings(state: LedgerState) -> tuple[str, ...]:
                 found += [
                     f"entry {index} {difference}" for difference in _differences(plan, planned_event, leaf)
                 ]
+    if plan.levels:
+        cap = filter_cap(header, releases(state), planned_charge)
+        if cap is None:
+            found.append(
+                "the plan chooses noise as the run goes, but the header has no budget with a Rényi order"
+            )
+        elif cap.exceeded:
+            found.append("more was charged than the header's budget allows")
     count = sum(release.count * _count(release.terms.event) for release in releases(state))
     if count > plan.releases:
         found.append(f"{count} releases count as spent, the plan has {plan.releases}")
@@ -63,7 +73,9 @@ def _differences(plan: PrivacyPlan, planned: Noise, leaf: Noise) -> list[str]:
     ends = (plan.noise_multiplier, plan.noise_multiplier * plan.noise_decay ** (plan.releases - 1))
     low, high = min(ends), max(ends)
     if not (
-        low <= leaf.noise_multiplier <= high or math.isclose(leaf.noise_multiplier, plan.noise_multiplier)
+        low <= leaf.noise_multiplier <= high
+        or math.isclose(leaf.noise_multiplier, plan.noise_multiplier)
+        or leaf.noise_multiplier in plan.levels
     ):
         wrong.append(
             f"records noise_multiplier {leaf.noise_multiplier}, the plan has {plan.noise_multiplier}"

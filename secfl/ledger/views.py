@@ -14,6 +14,7 @@ from secfl.dp.accounting import Accountant, Relation, epsilon, epsilon_reference
 from secfl.dp.events import DpEvent, NoOp, SelfComposed, compose
 from secfl.errors import ConfigError, UnsupportedEvent
 from secfl.guarantees import Adversary, Assumption, Behaviour, View, Visibility
+from secfl.ledger.adaptive import chosen_multipliers, filter_cap
 from secfl.ledger.bounds import colluder_bound
 from secfl.ledger.budget import Budget, Charge
 from secfl.ledger.entry import KeyCustody, RunHeader
@@ -118,6 +119,7 @@ class _Joiner:
         self._releases = found
         self._delta = delta
         self._known: dict[tuple[DpEvent, float], _Figures] = {}
+        self._cap = filter_cap(header, found, planned_charge)
 
     def row(self, adversary: Adversary, site: str | None) -> Statement:
         header = self._header
@@ -127,7 +129,7 @@ class _Joiner:
         )
         carried = self._carried_by_cryptography(adversary)
         assumptions = _assumptions(carried)
-        reason = why_not_private(sights) or self._without_unit()
+        reason = why_not_private(sights) or self._without_unit() or self._without_filter()
         figures: _Figures | None = None
         if not reason:
             figures = self._figures(sights, carried, site)
@@ -158,7 +160,8 @@ class _Joiner:
             simulated=simulated,
             unprotected=_unprotected(header, self._releases),
             non_private=reason,
-            holds_if=condition(
+            holds_if=self._as_chosen(reason)
+            + condition(
                 adversary,
                 visibility,
                 assumptions=assumptions,
@@ -168,6 +171,13 @@ class _Joiner:
                 reason=reason,
                 simulated=simulated,
             ),
+        )
+
+    def _as_chosen(self, reason: str) -> str:
+        if self._cap is None or reason:
+            return ""
+        return (
+            f"whatever noise was chosen as the run went, up to the filter's cap at order {self._cap.order}; "
         )
 
     def _carried_by_cryptography(self, adversary: Adversary) -> list[Release]:
@@ -187,6 +197,12 @@ class _Joiner:
             return ""
         seen = [Sight(release, Visibility.SUM, 1) for release in self._releases]
         return why_not_private(seen) or "no unit of privacy is stated"
+
+    def _without_filter(self) -> str:
+        """Figures for mechanisms that were fixed beforehand are none for those that were chosen."""
+        if self._cap is None and chosen_multipliers(self._header):
+            return "noise was chosen as the run went, and no filter capped it"
+        return ""
 
     def _tolerated(self, adversary: Adversary) -> int | None:
         if adversary.view not in _AGGREGATORS or not self._releases:
@@ -210,7 +226,10 @@ class _Joiner:
         key = (event, error)
         if key not in self._known:
             self._known[key] = _three_epsilons(event, error, self._delta, self._header.relation)
-        return self._known[key]
+        if self._cap is None or self._delta is None:
+            return self._known[key]
+        capped = self._cap.epsilon(sights, error=error, delta=self._delta, site=site)
+        return (capped, capped, self._known[key][2])
 
 
 def _three_epsilons(event: DpEvent, error: float, delta: float | None, relation: Relation | None) -> _Figures:

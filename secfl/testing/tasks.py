@@ -123,6 +123,8 @@ class LinearTask:
         for name, count in zip(names, counts, strict=True):
             points = source.normal(size=(2 * count, features))
             self._data[name] = points, points @ truth + 0.1 * source.normal(size=2 * count)
+        public = ExperimentSeed(seed).generator("linear-task/public").normal(size=(200, features))
+        self._public = public, public @ truth
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -185,6 +187,12 @@ class LinearTask:
             empty_cases=0,
             cases=half,
         )
+
+    def public_score(self, state: State) -> float | None:
+        """Share of correct signs on points of no site."""
+        points, values = self._public
+        predicted = points @ state["weight"].astype(np.float64) + float(state["bias"][0])
+        return float(np.mean((predicted > 0) == (values > 0)))
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:
         """One grey picture of the weights."""
