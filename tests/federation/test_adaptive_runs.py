@@ -103,6 +103,7 @@ def test_the_clip_of_patients_converges_from_far_away(tmp_path, start):
     verified(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0.01, 100.0])
 def test_the_clip_of_clients_converges_inside_the_secure_sum(tmp_path, start):
     """Five clients need a multiplier below 0.5, which protects nobody; the mechanism still works."""
