@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secfl.dp.plan import PrivacyPlan
+from secfl.dp.plan import PrivacyPlan, Schedule
 from secfl.dp.what_if import ViewRow, plan_table, what_if_plan
 from secfl.errors import ConfigError
 from secfl.guarantees import Behaviour, UnitOfPrivacy
@@ -33,6 +33,12 @@ def plan(
     ] = None,
     unit: Annotated[UnitOfPrivacy, typer.Option(help="Whose presence is hidden.")] = UnitOfPrivacy.PATIENT,
     threshold: Annotated[int | None, typer.Option(metavar="T", help="Fewest survivors.")] = None,
+    schedule: Annotated[
+        Schedule,
+        typer.Option(
+            help="What is summed: each step, or rounds of local steps with each client's own noise."
+        ),
+    ] = Schedule.STEP,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
     """What each adversary could learn under a plan, or the noise that a wanted ε needs."""
@@ -46,6 +52,7 @@ def plan(
         sampling_rate=sampling_rate,
         unit=unit,
         threshold=threshold,
+        schedule=schedule,
     )
     if epsilon is not None:
         found = found.calibrated(epsilon, behaviour=Behaviour.MALICIOUS)
@@ -65,6 +72,7 @@ def _document(found: PrivacyPlan, rows: list[ViewRow]) -> dict[str, Any]:
         "delta": found.delta,
         "clients": found.cohort_size,
         "threshold": found.threshold,
+        "schedule": found.schedule.value,
         "steps": found.releases,
         "sampling_rate": found.sampling_rate,
         "views": [row.to_dict() for row in rows],
@@ -75,8 +83,9 @@ def _print(found: PrivacyPlan, rows: list[ViewRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    what = "sums" if found.schedule is Schedule.STEP else "local steps"
     table = Table(
-        title=f"noise multiplier {found.noise_multiplier:.4f}, {found.releases} sums of {found.cohort_size} "
+        title=f"noise multiplier {found.noise_multiplier:.4f}, {found.releases} {what} of {found.cohort_size} "
         f"clients (threshold {found.threshold}), q = {found.sampling_rate:g}, δ = {found.delta:g}, "
         f"unit {found.unit.value}, relation {found.relation.value}",
         caption="ε is proved for the integer noise; the reference is the continuous Gaussian's",

@@ -59,6 +59,7 @@ def what_if_plan(
     threshold: int | None = None,
     family: NoiseFamily = NoiseFamily.DISCRETE_GAUSSIAN,
     parameters: int = 1_000_000,
+    schedule: Schedule = Schedule.STEP,
 ) -> PrivacyPlan:
     """A plan for a question: what is not asked about gets the values that a run would choose.
 
@@ -72,6 +73,7 @@ def what_if_plan(
         threshold: t; default ``max(3, floor(2n/3) + 1)``, at most n.
         family: Noise family.
         parameters: d; it matters little.
+        schedule: What is summed; under ``round`` T counts local steps, and z is each client's own noise.
 
     Raises:
         ConfigError: Numbers out of range or combinations that cannot be carried out.
@@ -96,6 +98,7 @@ def what_if_plan(
         delta=delta,
         sampling_rate=sampling_rate,
         family=family,
+        schedule=schedule,
     )
 
 

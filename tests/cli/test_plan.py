@@ -50,3 +50,9 @@ def test_noise_or_epsilon_is_needed(more, capsys):
 def test_an_impossible_epsilon_is_one_line(capsys):
     assert main([*EXAMPLE, "--epsilon", "-1"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_rounds_of_local_steps_have_one_epsilon_for_every_adversary(capsys):
+    document = table(capsys, "--noise-multiplier", "1", "--schedule", "round")
+    assert document["schedule"] == "round"
+    assert {round(row["epsilon_reference"], 2) for row in document["views"]} == {5.88}
