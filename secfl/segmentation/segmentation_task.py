@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from secfl.segmentation.augmentation import Sample
     from secfl.segmentation.data.folder import Reading
+    from secfl.segmentation.patient_gradients import Method
 
 __all__ = ["DEFAULT_PHANTOM_SITES", "SegmentationTask", "build_task", "load_dataset", "reading_of"]
 
@@ -260,8 +261,17 @@ class SegmentationTask:
                 self._model(state),
                 multiple=self._spec.multiple,
                 physical_batch=self._config.privacy.physical_batch,
+                method=self._gradient_method,
             )
             yield from gradients.rows([samples_of(groups[index]) for index in chosen])
+
+    @cached_property
+    def _gradient_method(self) -> Method:
+        from secfl.segmentation.patient_gradients import fastest_method
+
+        sides = (2 * self._spec.multiple,) * self._spec.spatial_dims
+        image = (self._dataset.channels, *sides)
+        return fastest_method(self._new_model(), image=image, classes=self._dataset.classes)
 
     def _patients(self, site: str) -> list[list[Case]]:
         """Training cases by patient, patients in the order of their names."""

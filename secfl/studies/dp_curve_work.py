@@ -181,27 +181,14 @@ def _task(preset: Preset, spec: JobSpec, config: RunConfig, runs: Path) -> _Stud
     return _StudyTask(config, dataset, label=f"dp-curve/{spec.arm.value}", first=first)
 
 
-def _noise_multiplier(preset: Preset, spec: JobSpec, task: SegmentationTask) -> float:
+def _noise_multiplier(preset: Preset, spec: JobSpec, *, parameters: int) -> float:
     """What the secure arm needs for this ε; every arm uses the same."""
     secure = configuration(preset, JobSpec(arm=Arm.SECURE, epsilon=spec.epsilon, seed=spec.seed))
-    clinics = _Sites(task, preset.clinics)
-    parameters = count_parameters(task.initial_state())
-    terms = run_terms(secure, clinics, parameters=parameters, threshold=preset.clinics)
+    # The plan depends on the clinics' number and on declared sizes, so a few images will do.
+    few = study_dataset(replace(preset, patients=2, test_patients=1), seed=spec.seed, pooled=False)
+    terms = run_terms(secure, SegmentationTask(secure, few), parameters=parameters, threshold=preset.clinics)
     assert terms.noise_multiplier is not None
     return terms.noise_multiplier
-
-
-class _Sites(SegmentationTask):
-    """A task that says how many clinics there would be; for planning, it is never trained."""
-
-    def __init__(self, task: SegmentationTask, clinics: int) -> None:
-        self.__dict__.update(task.__dict__)
-        self._clinics = clinics
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """As many as planned."""
-        return tuple(f"clinic-{index + 1}" for index in range(self._clinics))
 
 
 def run_job(preset: Preset, spec: JobSpec, runs: Path, result: Path) -> None:
@@ -216,7 +203,8 @@ def run_job(preset: Preset, spec: JobSpec, runs: Path, result: Path) -> None:
     draft = configuration(preset, spec, noise_multiplier=1.0)
     task = _task(preset, spec, draft, runs)
     if spec.epsilon is not None and spec.arm in {Arm.LOCAL, Arm.POOLED}:
-        multiplier = _noise_multiplier(preset, spec, task)
+        parameters = count_parameters(task.initial_state())
+        multiplier = _noise_multiplier(preset, spec, parameters=parameters)
     config = configuration(preset, spec, noise_multiplier=multiplier)
     if folder.exists():
         found = RunDirectory.open(folder).config()
