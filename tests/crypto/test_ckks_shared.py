@@ -428,6 +428,21 @@ def test_misuse_is_a_local_error():
     assert party.phase_over() == []
 
 
+def test_the_manifest_is_the_one_that_the_round_is_bound_to():
+    """An aggregator that hands out a manifest with keys of its own names another digest, or is not believed."""
+    other = Directory({**DIRECTORY.keys, NAMES[2]: Identity.generate(NAMES[2], RNG).public_key()})
+    snapshot = client(0).snapshot()
+    for make in (
+        lambda: SharedKeyAggregator.create(SHARED, directory=other),
+        lambda: SharedKeyClient.restore(SHARED, directory=other, snapshot=snapshot),
+        lambda: SharedKeyClient.create(
+            SHARED, IDENTITIES[0], directory=other, vectors=INPUTS[0], rng=RNG.fork("again")
+        ),
+    ):
+        with pytest.raises(LocalProtocolError, match="not the one that the round is bound to"):
+            make()
+
+
 LOG = Play().log
 
 
