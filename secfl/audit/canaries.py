@@ -20,7 +20,7 @@ from secfl.randomness import ExperimentSeed, Rng
 from secfl.segmentation.task import LocalResult, PatientTask, Preview, SiteMetrics, State
 from secfl.types import join_fields
 
-__all__ = ["Canaries", "CanaryPlan", "CanaryTask", "plan_canaries"]
+__all__ = ["Canaries", "CanaryPlan", "CanaryTask", "plan_canaries", "task_digest"]
 
 _FORMAT = b"secfl/v1/canary-audit"
 
@@ -147,6 +147,11 @@ def _length(clip: GridClip) -> float:
     return 4.0 * max(group.clip_norm for group in clip.groups)
 
 
+def task_digest(inner: bytes, plan: CanaryPlan) -> bytes:
+    """The digest of a task with planted canaries: binds the task's own digest and the commitment."""
+    return hashlib.sha256(join_fields(_FORMAT, inner, plan.commitment())).digest()
+
+
 class CanaryTask:
     """A task with canaries among the patients of its sites.
 
@@ -179,7 +184,7 @@ class CanaryTask:
 
     def digest(self) -> bytes:
         """The inner task's, and the commitment to canaries, coins and rule."""
-        return hashlib.sha256(join_fields(_FORMAT, self._inner.digest(), self._plan.commitment())).digest()
+        return task_digest(self._inner.digest(), self._plan)
 
     def examples(self, site: str) -> int:
         """As inside."""

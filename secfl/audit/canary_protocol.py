@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from secfl._version import __version__
+from secfl.audit.canaries import CanaryPlan, task_digest
 from secfl.audit.canary_run import Book, CanaryAudit, offer_of, prepare, watched_sites
+from secfl.audit.findings import Finding
 from secfl.config import RunConfig
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import DataError
@@ -26,10 +28,11 @@ from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.federation.server_optimizer import Adam
 from secfl.guarantees import Adversary
+from secfl.ledger.reader import replay
 from secfl.randomness import SystemRng
 from secfl.segmentation.task import PatientTask
 
-__all__ = ["audit_run", "read_audit"]
+__all__ = ["audit_run", "check_commitment", "read_audit"]
 
 _FORMAT_VERSION = 1
 
@@ -178,3 +181,42 @@ def read_audit(run: Path) -> dict[str, Any]:
     if version != _FORMAT_VERSION:
         raise DataError(f"{path}: format_version {version}; this secfl reads {_FORMAT_VERSION}")
     return document
+
+
+def check_commitment(run: Path) -> list[Finding]:
+    """Repeat from a run directory what the ledger committed to before the run; nobody needs to be trusted.
+
+    The seed that was revealed must give the stated commitment, and the commitment must be the one in the digest of
+    the task in the ledger's first entry.
+
+    Raises:
+        DataError: No canary audit, or a damaged file.
+        LedgerCorrupted: The ledger does not verify.
+    """
+    from secfl.ledger.verify import verify_file
+
+    document = read_audit(run)
+    ledger = run / "ledger.jsonl"
+    verify_file(ledger)
+    header = replay(ledger.read_bytes()).state.header
+    try:
+        plan = CanaryPlan(
+            seed=bytes.fromhex(document["seed"]), count=document["canaries"], guesses=document["guesses"]
+        )
+        inner = bytes.fromhex(document["inner_task_digest"])
+        stated = document["commitment"]
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{run / 'audit.json'}: damaged; expected what secfl audit run writes") from None
+    bound = task_digest(inner, plan)
+    return [
+        Finding(
+            name="the revealed seed gives the stated commitment",
+            flagged=plan.commitment().hex() != stated,
+            statistic=f"{plan.count} canaries, {plan.guesses} guesses",
+        ),
+        Finding(
+            name="the ledger's first entry holds that commitment",
+            flagged=header.digests.get("task") != bound,
+            statistic="digest of the task",
+        ),
+    ]

@@ -181,6 +181,17 @@ def _print_canaries(found: CanaryAudit) -> None:
     )
 
 
+@app.command("verify")
+def verify(
+    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Made by secfl audit run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+) -> None:
+    """Check that canaries, coins and rule of a finished audit are those that its ledger committed to first."""
+    from secfl.audit.canary_protocol import check_commitment
+
+    _report(check_commitment(run_directory), what=f"commitment of {run_directory}", as_json=as_json)
+
+
 @app.command("replay")
 def replay(
     model: Annotated[str | None, typer.Option(help="A model family; default: every one.")] = None,

@@ -13,7 +13,9 @@ from secfl.audit.bounds import separation_of_epsilon
 from secfl.audit.canaries import Canaries, CanaryPlan, CanaryTask, plan_canaries
 from secfl.audit.canary_protocol import audit_run, read_audit
 from secfl.audit.canary_run import audit_integers, prepare
+from secfl.audit.power import canary_rows
 from secfl.audit.scores import best_guesses, expected_power, guess, llr_step, power_of, simulated_scores
+from secfl.cli.main import main
 from secfl.config import load_config
 from secfl.dp.clipping import GridClip
 from secfl.errors import ConfigError, DataError
@@ -196,6 +198,10 @@ def test_a_whole_run_commits_first_and_reveals_afterwards(tmp_path):
     task = CanaryTask(inner, plan, clip=clip)
     assert ledger.header.digests["task"].hex() == document["task_digest"] == task.digest().hex()
     assert plan.commitment().hex() == document["commitment"]
+    assert main(["audit", "verify", str(tmp_path / "run")]) == 0
+    other = document | {"seed": "00" * 32}
+    (tmp_path / "run" / "audit.json").write_text(json.dumps(other))
+    assert main(["audit", "verify", str(tmp_path / "run")]) == 5
     rows = {row["name"]: row for row in document["views"]}
     assert rows["aggregator, curious"]["epsilon"] > 0
 
@@ -224,32 +230,10 @@ def test_a_damaged_audit_file_is_refused(tmp_path, content):
 @pytest.mark.slow
 def test_forty_repetitions_at_epsilon_eight():
     """The estimate exceeds the true ε in fewer than 6 of 40, and 1.5 times too little noise in 18 of 20."""
-    above = suspected = refuted = 0
-    for seed in range(40):
-        big = prepare(
-            config(noise_multiplier=Z8, sampling_rate=0.04, steps=500, nominal_patients=400),
-            LinearTask(features=1999, examples=20),
-            canaries=1000,
-            threshold=3,
-            rng=InsecureSeededRng(seed),
-            guesses=100,
-        )
-        found = audit_integers(big, secret=InsecureSeededRng(1000 + seed))
-        above += found.views[0].measured.gdp > found.views[0].epsilon
-        assert not any(one.flagged for one in found.variance)
-    assert above < 6
-    for seed in range(20):
-        thin = prepare(
-            config(noise_multiplier=Z8, sampling_rate=0.04, steps=500, nominal_patients=400),
-            LinearTask(features=1999, examples=20),
-            canaries=1000,
-            threshold=3,
-            rng=InsecureSeededRng(seed),
-            guesses=100,
-            shortfall=1.5,
-        )
-        found = audit_integers(thin, secret=InsecureSeededRng(2000 + seed))
-        suspected += found.views[0].measured.gdp > found.views[0].epsilon
-        refuted += all(one.flagged for one in found.variance)
-    assert suspected >= 18
-    assert refuted == 20
+    found = {(row.test, row.fault): row.found for row in canary_rows(40, 20)}
+    thin = "noise 1.5 times too narrow"
+    assert found["canaries, Gaussian estimate above ε", "none"] < 6
+    assert found["canaries, Gaussian estimate above ε", thin] >= 18
+    assert found["variance test, all steps", "none"] == 0
+    assert found["variance test, all steps", thin] == 20
+    assert found["variance test, worst step", thin] == 20

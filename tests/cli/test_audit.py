@@ -53,3 +53,54 @@ def test_what_is_no_recording_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_a_run_with_canaries(tmp_path, capsys):
+    out = tmp_path / "audited"
+    small = ["--canaries", "40", "--parameters", "200", "--steps", "3", "--clients", "3"]
+    assert main(["audit", "run", "--out", str(out), *small, "--noise-multiplier", "2", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["views"][0]["view"] == "aggregator"
+    assert document["verdict"] in {"NOT REFUTED", "SUSPECT"}
+    assert main(["audit", "verify", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["audit", "run", "--out", str(out), *small]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["run", "--canaries", "400", "--parameters", "200"],
+        ["run", "--scheme", "plain"],
+        ["inversion", "--images", "7", "--out", "."],
+        ["membership", "."],
+        ["verify", "."],
+        ["peer", "no-such-framework"],
+    ],
+)
+def test_what_cannot_be_done_is_one_line(wrong, tmp_path, capsys):
+    extra = ["--out", str(tmp_path / "out")] if wrong[0] == "run" else []
+    assert main(["audit", *wrong, *extra]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_membership_of_a_small_run(tmp_path, capsys):
+    from secfl.federation.simulation import simulate as run_simulation
+
+    settings = load_config(
+        None,
+        {
+            "data": {"image_size": 32, "phantom_images": 12},
+            "model": {"channels": (4, 8, 8)},
+            "training": {"rounds": 1, "local_epochs": 1},
+        },
+    )
+    run_simulation(settings, out=tmp_path / "run", observer=SilentObserver())
+    assert main(["audit", "membership", str(tmp_path / "run"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert 0 <= document["interval"][0] <= document["true_positive_rate"] <= document["interval"][1] <= 1
