@@ -23,6 +23,7 @@ from secfl.federation.client import SiteClient
 from secfl.federation.coordinator import run_round
 from secfl.federation.driver import Carriage
 from secfl.federation.inprocess import InProcessDriver
+from secfl.federation.members import Members
 from secfl.federation.offer import UPDATE_VECTOR
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_for, scheme_spec
@@ -93,7 +94,9 @@ def audit_run(
     run = RunDirectory.create(out, config)
     identities = [Identity.generate(site, SystemRng()) for site in task.sites]
     directory = Directory.enroll(identities)
-    accounts = RunAccounts.create(run, config, world.terms, identities=identities, threshold=threshold)
+    accounts = RunAccounts.create(
+        run, config, world.terms, members=Members.simulated(identities), threshold=threshold
+    )
     sites = watched_sites(world, secret=SystemRng())
     clients = [
         SiteClient(

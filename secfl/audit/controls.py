@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 
 class Preset(StrEnum):
-    """SMOKE: in under three minutes on two cores. FULL: more draws, all schemes, and whole canary audits."""
+    """SMOKE: in under three minutes on two cores. FULL: more draws, all schemes, and runs with canaries."""
 
     SMOKE = "smoke"
     FULL = "full"

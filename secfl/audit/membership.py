@@ -108,7 +108,7 @@ def segmentation_losses(task: Any, state: Any) -> tuple[NDArray[np.float64], NDA
         for place, cases in enumerate((data.sites[site].train, data.sites[site].test)):
             predictions = task._predict(cases, state)  # noqa: SLF001 - the same prediction as in evaluation
             found[place] += [
-                1 - measure([case], [prediction], classes=data.classes).dice
+                1 - measure([case], [prediction], class_names=data.class_names).dice
                 for case, prediction in zip(cases, predictions, strict=True)
             ]
     return np.array(found[0]), np.array(found[1])

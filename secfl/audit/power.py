@@ -22,7 +22,7 @@ from secfl.errors import ConfigError
 from secfl.randomness import InsecureSeededRng
 from secfl.testing.tasks import LinearTask
 
-__all__ = ["PowerRow", "canary_rows", "measure_power", "variance_rows"]
+__all__ = ["PowerRow", "canary_rows", "measure_power", "small_audit", "variance_rows"]
 
 _FORMAT_VERSION = 1
 _MULTIPLIER = 0.8628195  # ε = 8 at δ = 1e-5 with q = 0.04 over 500 steps
@@ -98,14 +98,15 @@ def canary_rows(
     ):
         found = []
         for seed in range(count):
-            found.append(_one(seed, shortfall=shortfall, steps=steps, canaries=canaries))
+            found.append(small_audit(seed, shortfall=shortfall, steps=steps, canaries=canaries))
             done += 1
             progress(done, repetitions + thin)
         rows += _summary(found, fault)
     return rows
 
 
-def _one(seed: int, *, shortfall: float, steps: int, canaries: int) -> CanaryAudit:
+def small_audit(seed: int, *, shortfall: float, steps: int, canaries: int) -> CanaryAudit:
+    """One repeatable canary audit on the small linear task, five sites, q = 0.04."""
     config = load_config(
         None,
         {

@@ -11,6 +11,7 @@ from secfl._version import __version__
 from secfl.audit.controls import Control, Preset
 from secfl.audit.controls_privacy import privacy_controls
 from secfl.audit.controls_protocol import protocol_controls
+from secfl.audit.controls_run import run_controls
 from secfl.audit.findings import Finding
 from secfl.randomness import InsecureSeededRng
 
@@ -75,7 +76,7 @@ class SuiteReport:
 
 def all_controls(preset: Preset) -> list[Control]:
     """The controls of a preset, in order."""
-    found = [*privacy_controls(), *protocol_controls()]
+    found = [*privacy_controls(), *protocol_controls(), *run_controls()]
     return [one for one in found if preset is Preset.FULL or one.preset is Preset.SMOKE]
 
 
