@@ -55,6 +55,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "dp_schedule": ("privacy", "schedule"),
     "sampling_rate": ("privacy", "sampling_rate"),
     "steps": ("privacy", "steps"),
+    "local_steps": ("privacy", "local_steps"),
     "insecure_test_noise": ("privacy", "insecure_test_noise"),
     "dropout": ("dropout",),
     "engine": ("engine",),
@@ -196,6 +197,14 @@ def simulate(
         typer.Option(
             metavar="FILE",
             help="The sites' policy; a run that it does not allow ends with exit code 3.",
+            rich_help_panel=_PRIVACY,
+        ),
+    ] = None,
+    local_steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="L",
+            help="Private steps between two sums under --dp-schedule round.",
             rich_help_panel=_PRIVACY,
         ),
     ] = None,

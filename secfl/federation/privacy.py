@@ -327,8 +327,9 @@ def _sentence(plan: PrivacyPlan, config: RunConfig) -> str:
     if plan.levels:
         z += f" to {plan.levels[-1]:.3f} as validation tells, within ε = {config.privacy.epsilon:g}"
     noise = (
-        f"clip {plan.clip_norm:g}, noise multiplier {z} over {plan.shares} "
-        f"client{'s' if plan.shares > 1 else ''}, δ = {plan.delta:g}"
+        f"clip {plan.clip_norm:g}, noise multiplier {z} "
+        + ("at each client alone" if plan.schedule is Schedule.ROUND else f"over {plan.shares} clients")
+        + f", δ = {plan.delta:g}"
     )
     if plan.unit is UnitOfPrivacy.PATIENT:
         local = config.privacy.schedule is DpSchedule.ROUND
