@@ -218,25 +218,31 @@ def check_terms(index, body, header):
         if known is not None and guarantee[f"{behaviour}_colluders"] > known:
             raise Wrong(index, "guarantee claims too much")
     for leaf in leaves(body["event"], index=index):
-        if leaf["kind"] != "noise":
-            continue
-        share = leaf["noise_multiplier"] * leaf["sensitivity"] / math.sqrt(leaf["shares"])
-        rates = leaf["site_rates"]
-        wrong = (
-            header["unit"] is None
-            or header["relation"] is None
-            or leaf["shares"] > n
-            or (leaf["placement"] != "distributed" and leaf["shares"] != 1)
-            or (rates is not None and set(rates) != set(header["keys"]))
-            or (rates is not None and max(rates.values()) != leaf["sampling_rate"])
-            or (leaf["sampling"] == "none" and (leaf["sampling_rate"] != 1 or rates is not None))
-            or (leaf["sampling"] == "poisson" and (header["relation"] == "replace_one" or header["unit"] == "client"))
-            or (leaf["family"] != "gaussian" and leaf["sensitivity"] != int(leaf["sensitivity"]))
-            or (leaf["family"] == "discrete_gaussian" and share < 4)
-            or leaf["sampler_error"] >= 1
-        )  # fmt: skip
-        if wrong:
-            raise Wrong(index, "event")
+        if leaf["kind"] != "non_private":
+            check_noise(index, leaf, header)
+
+
+def check_noise(index, leaf, header):
+    n, rates, weights = len(header["cohort"]), leaf.get("site_rates"), leaf.get("weights")
+    share = leaf["noise_multiplier"] * leaf["sensitivity"] / math.sqrt(leaf["shares"])
+    if weights is not None:
+        share = min(widths(leaf).values())
+    wrong = (
+        header["unit"] is None
+        or (weights is not None and (set(weights) != set(header["keys"]) or leaf["shares"] != n))
+        or header["relation"] is None
+        or leaf["shares"] > n
+        or (leaf["placement"] != "distributed" and leaf["shares"] != 1)
+        or (rates is not None and set(rates) != set(header["keys"]))
+        or (rates is not None and max(rates.values()) != leaf["sampling_rate"])
+        or (leaf["sampling"] == "none" and (leaf["sampling_rate"] != 1 or rates is not None))
+        or (leaf["sampling"] == "poisson" and (header["relation"] == "replace_one" or header["unit"] == "client"))
+        or (leaf["family"] != "gaussian" and leaf["sensitivity"] != int(leaf["sensitivity"]))
+        or (leaf["family"] == "discrete_gaussian" and share < 4)
+        or leaf["sampler_error"] >= 1
+    )  # fmt: skip
+    if wrong:
+        raise Wrong(index, "event")
 
 
 # --- From entries to ε
@@ -309,8 +315,8 @@ def rounds_of(state):
             yield terms, t, True, 0.0
 
 
-def epsilon(state, row, delta):
-    """ε of one row, without sites; ``None`` where nothing is promised. Gaussian families only."""
+def epsilon(state, row, delta, site=None):
+    """ε of one row, for one site's units where sites differ; ``None`` without a promise. Gaussian families only."""
     gaussians, remainder, error = [], 0.0, 0.0
     for terms, s, opened, variation in rounds_of(state):
         body = state["terms"][terms]
@@ -334,11 +340,10 @@ def epsilon(state, row, delta):
                 if visible == "every_update"
                 else max(1, unknown_shares(row, s, state["header"]["threshold"]))
             )
-            z, each = gaussian_of(leaf, r)
+            z, each = gaussian_of(leaf, r, site)
             remainder += leaf["count"] * each
-            gaussians += [(z, leaf["sampling_rate"] if leaf["sampling"] == "poisson" else 1.0)] * leaf[
-                "count"
-            ]
+            rate = (leaf.get("site_rates") or {}).get(site, leaf["sampling_rate"])
+            gaussians += [(z, rate if leaf["sampling"] == "poisson" else 1.0)] * leaf["count"]
             drawn = max(s, leaf["shares"]) if leaf["placement"] == "distributed" else 1
             planned += leaf["count"] * leaf["dimension"] * drawn * leaf["sampler_error"]
         error += max(variation, planned)
@@ -347,16 +352,39 @@ def epsilon(state, row, delta):
     return with_errors(gaussians, delta, remainder, error) if gaussians else 0.0
 
 
-def gaussian_of(leaf, r):
+def widths(leaf):
+    """Of each client's share, grid units."""
+    norm = math.sqrt(sum(weight**2 for weight in leaf["weights"].values()))
+    return {
+        name: leaf["noise_multiplier"] * leaf["sensitivity"] * weight / norm
+        for name, weight in leaf["weights"].items()
+    }
+
+
+def remainder_of(leaf, smallest, r):
+    tau = sum(math.exp(-2 * math.pi**2 * smallest**2 * i / (i + 1)) for i in range(1, r))
+    return leaf["dimension"] * (4.1 * math.exp(-8 * math.pi**2) + 10 * tau)
+
+
+def gaussian_by_site(leaf, r, site):
+    shares, weights = widths(leaf), leaf["weights"]
+    others = sorted(width for name, width in shares.items() if name != site)
+    variance = shares[site] ** 2 + sum(width**2 for width in others[: r - 1])
+    sensitivity = math.floor(leaf["sensitivity"] * weights[site] / max(weights.values()))
+    return math.sqrt(variance - 4) / sensitivity, remainder_of(leaf, min(shares.values()), r)
+
+
+def gaussian_of(leaf, r, site=None):
     """The continuous Gaussian that stands for a mechanism with r unknown shares, and R of one release."""
+    if leaf["kind"] == "site_noise":
+        return gaussian_by_site(leaf, r, site)
     distributed = leaf["placement"] == "distributed"
     z = leaf["noise_multiplier"] * math.sqrt(r / leaf["shares"] if distributed else 1.0)
     if leaf["family"] == "gaussian":
         return z, 0.0
     sensitivity = leaf["sensitivity"]
     sigma_1 = leaf["noise_multiplier"] * sensitivity / math.sqrt(leaf["shares"])
-    tau = sum(math.exp(-2 * math.pi**2 * sigma_1**2 * i / (i + 1)) for i in range(1, r if distributed else 1))
-    each = leaf["dimension"] * (4.1 * math.exp(-8 * math.pi**2) + 10 * tau)
+    each = remainder_of(leaf, sigma_1, r if distributed else 1)
     return math.sqrt((z * sensitivity) ** 2 - 4) / sensitivity, each
 
 

@@ -20,6 +20,7 @@ from secfl.ledger import (
     Placement,
     PrivacyLedger,
     Sampling,
+    SiteNoise,
 )
 from secfl.ledger.schema import load_schema
 from secfl.ledger.verify import load, verify_file
@@ -41,7 +42,9 @@ def agree(stranger, path: Path) -> None:
     state = stranger.verify(path.read_bytes(), load_schema())
     assert state["closed"] == (verdict.status == "closed")
     for row in verdict.statements:
-        theirs = stranger.epsilon(state, (row.view.value, row.adversary.value, row.colluders), row.delta)
+        theirs = stranger.epsilon(
+            state, (row.view.value, row.adversary.value, row.colluders), row.delta, row.site
+        )
         if row.epsilon is None:
             assert theirs is None, row
         else:
@@ -50,6 +53,38 @@ def agree(stranger, path: Path) -> None:
 
 def test_on_the_example_with_every_entry_type(stranger, every_entry_type):
     agree(stranger, every_entry_type)
+
+
+WEIGHTS = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 1.5, "e": 3.0}
+RATES = {"a": 0.02, "b": 0.04, "c": 0.08, "d": 0.04, "e": 0.08}
+
+
+@pytest.mark.parametrize("kind", ["weights", "rates"])
+def test_where_sites_differ(stranger, tmp_path, workshop, kind):
+    """Each site's patients have rows of their own."""
+    if kind == "weights":
+        noise = SiteNoise(
+            family=Family.DISCRETE_GAUSSIAN,
+            noise_multiplier=1.5,
+            shares=5,
+            sensitivity=4096.0,
+            dimension=1000,
+            sampling=Sampling.POISSON,
+            sampling_rate=0.1,
+            sampler_error=1e-25,
+            weights=WEIGHTS,
+        )
+    else:
+        noise = workshop.noise(sampling_rate=0.08, site_rates=RATES, count=20)
+    path = tmp_path / "sites.jsonl"
+    with PrivacyLedger.create(path, workshop.header()) as ledger:
+        for survivors in ("abcde", "abce"):
+            ledger.commit(ledger.reserve(noise, workshop.guarantee()), survivors=survivors)
+        ledger.close(co_signers=workshop.identities)
+    verdict = verify_file(path)
+    assert {row.site for row in verdict.statements} == set("abcde")
+    assert len({row.epsilon for row in verdict.statements if row.view == "aggregator"}) > 2
+    agree(stranger, path)
 
 
 NOISES = st.one_of(
