@@ -173,6 +173,38 @@ class TestFigures:
         assert "(limit 0.005): not met" in markdown(moving)
 
 
+class TestPublishedFigures:
+    @pytest.fixture
+    def published(self, project):
+        return json.loads((project / "docs/results/dp-curve/curve.json").read_text(encoding="utf-8"))
+
+    def test_the_page_and_the_table_say_what_the_file_says(self, project, published):
+        table = markdown(published)
+        folder = project / "docs/results"
+        assert (folder / "dp-curve/table.md").read_text(encoding="utf-8") == table
+        assert table.strip() in (folder / "dp-curve.md").read_text(encoding="utf-8")
+
+    def test_they_were_measured_with_the_settings_that_the_code_holds(self, published):
+        assert published["settings"] == FULL.as_dict()
+        assert published["parameters"] <= 60_000
+        for levels in published["arms"].values():
+            for level, entry in levels.items():
+                assert sorted(entry["runs"]) == ["1", "2", "3"]
+                if level != "no noise":
+                    assert entry["rounds"] == FULL.steps
+                    assert entry["epsilon"]["aggregator_malicious"] <= float(level)
+
+    def test_summaries_follow_from_the_runs_in_the_same_file(self, published):
+        runs = {
+            JobSpec(arm=Arm(arm), epsilon=run["epsilon_target"], seed=run["seed"]): run
+            for arm, levels in published["arms"].items()
+            for entry in levels.values()
+            for run in entry["runs"].values()
+        }
+        again = figures(FULL, runs, published["public_model"])
+        assert again == {name: published[name] for name in again}
+
+
 @pytest.mark.slow
 def test_the_command_is_resumable_and_its_figures_come_from_closed_ledgers(tmp_path, capsys):
     arguments = [
