@@ -89,6 +89,42 @@ def dp_curve(
         typer.echo(f"figures: {out}", err=True)
 
 
+@app.command("optimisation")
+def optimisation(
+    data: Annotated[str, typer.Option(metavar="DIR|phantom", help="Sites that differ.")] = "phantom",
+    models: Annotated[
+        str, typer.Option(metavar="A,B,…", help="Model families, with commas between them.")
+    ] = "unet,monai:SegResNet",
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Runs of each arm.")] = 3,
+    rounds: Annotated[int | None, typer.Option(metavar="R", min=1, help="Federated rounds.")] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Runs and results; again: goes on with them.")
+    ] = Path("runs/optimisation"),
+    processes: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Runs at once.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures on standard output.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing but errors.")] = False,
+) -> None:
+    """FedAvg, FedProx and own normalisation against local and pooled training, under secure aggregation.
+
+    Interrupted, the same command goes on where it was.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from secfl.studies.optimisation import OptimisationStudy, markdown, run_study
+
+    study = OptimisationStudy(data=data, models=tuple(models.split(",")), seeds=seeds, rounds=rounds)
+    try:
+        with _listener(quiet=quiet) as listener:
+            document = run_study(study, out=out, processes=processes, listener=listener)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    if as_json:
+        typer.echo(json.dumps(document, indent=2, allow_nan=False))
+    elif not quiet:
+        typer.echo(markdown(document))
+        typer.echo(f"figures: {out}", err=True)
+
+
 class _Silent:
     def began(self, rounds: int, runs: int) -> None:
         """Say nothing."""

@@ -104,6 +104,17 @@ def check_training(
         and training.local_parameters != "none",
         "stages: --dp patient sums gradients of the whole model; expected none": patient
         and bool(training.stages),
+        "objective: masked-images needs --dp off or client; it gives no gradient of one patient": patient
+        and training.objective != "segmentation",
+        "objective: masked-images needs local_parameters = none, no stages, no early_stopping and no proximal": (
+            training.objective != "segmentation"
+            and bool(
+                training.local_parameters != "none"
+                or training.stages
+                or training.early_stopping is not None
+                or training.proximal
+            )
+        ),
         "stages: expected numbers of rounds, from 0": any(rounds < 0 for rounds in training.stages),
         "drift: the norm of a client's update is not protected by --dp; expected off": privacy.mode
         is not DpMode.OFF
@@ -137,6 +148,7 @@ def check_families(
             privacy.mode is not DpMode.OFF
         ),
         "families: needs --engine inprocess": engine is not Engine.INPROCESS,
+        "families: needs training.objective = segmentation": training.objective != "segmentation",
         "families: needs equal weights (training.weighting)": training.weighting is not Weighting.EQUAL,
         "families: needs local_parameters = none, no stages, no early_stopping and drift = off": bool(
             training.local_parameters != "none"

@@ -108,6 +108,8 @@ class ModelConfig(Section):
         arguments: Further arguments of a network from outside the registry, by name.
         multiple: Sides of that network's input must be multiples of so many pixels; default 32 for MONAI's
             networks and 16 for your own.
+        pretrained: A safetensors file, such as the final checkpoint of a run with ``training.objective =
+            "masked-images"``, from which all but the last layer starts.
     """
 
     name: str = "unet"
@@ -116,6 +118,7 @@ class ModelConfig(Section):
     test_time_augmentation: Literal["none", "flips"] = "none"
     arguments: Mapping[str, Any] = {}
     multiple: int | None = Field(default=None, ge=1, le=256)
+    pretrained: str | None = Field(default=None, min_length=1)
 
 
 class DeadlinesConfig(Section):
@@ -160,6 +163,10 @@ class TrainingConfig(Section):
         early_stopping: Stop after so many rounds without a better Dice on ``data.public``, and keep the best model.
         drift: ``measured`` adds each client's squared update norm to the secure sum, and so opens how far the sites
             pull apart; without differential privacy only.
+        objective: ``masked-images`` learns without labels to fill in hidden patches, for ``model.pretrained`` of a
+            later run.
+        mask_patch: Side of a hidden patch, pixels.
+        mask_share: Share of an image's patches that is hidden.
         stages: Rounds of training the head alone, then rounds of decoder and head; everything afterwards.
     """
 
@@ -184,6 +191,9 @@ class TrainingConfig(Section):
     early_stopping: int | None = Field(default=None, ge=1)
     drift: Literal["off", "measured"] = "off"
     stages: tuple[int, ...] = Field(default=(), max_length=2)
+    objective: Literal["segmentation", "masked-images"] = "segmentation"
+    mask_patch: int = Field(default=8, ge=1, le=256)
+    mask_share: float = Field(default=0.75, gt=0, lt=1)
 
 
 class SecureAggregationConfig(Section):

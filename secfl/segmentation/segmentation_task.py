@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +13,7 @@ from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.cases import Case, Dataset
 from secfl.segmentation.data.public import rename_last, split_public
+from secfl.segmentation.digests import code_digest, settings_bytes
 from secfl.segmentation.models.registry import build_model, check_family, family_code, model_spec
 from secfl.segmentation.task import LocalResult, ModelInputs, Preview, SiteMetrics, State, Task
 from secfl.types import join_fields
@@ -45,6 +43,10 @@ def build_task(config: RunConfig) -> Task:
     """
     check_family(config.model.name)
     dataset, public = split_public(load_dataset(config), config.data.public)
+    if config.training.objective == "masked-images":
+        from secfl.segmentation.pretraining import PretrainingTask
+
+        return PretrainingTask(config, dataset)
     return SegmentationTask(config, dataset, public=public)
 
 
@@ -109,7 +111,6 @@ class SegmentationTask:
     def __init__(self, config: RunConfig, dataset: Dataset, *, public: Sequence[Case] = ()) -> None:
         from secfl.segmentation.models.checking import check_model
         from secfl.segmentation.models.parts import local_names
-        from secfl.segmentation.models.state import state_of
         from secfl.segmentation.personal import PersonalStates
         from secfl.segmentation.training import resolve_device
 
@@ -128,7 +129,7 @@ class SegmentationTask:
         model = self._new_model()
         check_model(model, self._spec)
         self._personal = PersonalStates(
-            local_names(model, self._spec, config.training.local_parameters), state_of(model)
+            local_names(model, self._spec, config.training.local_parameters), self._initial()
         )
         if config.privacy.mode is DpMode.PATIENT:
             from secfl.segmentation.patient_gradients import refuse_mixing_layers
@@ -159,22 +160,19 @@ class SegmentationTask:
 
         Left out, because sites may differ in them: where the images and the cache are, the device and its threads.
         """
-        settings = {
-            "seed": self._config.seed,
-            "data": self._config.data.model_dump(mode="json", exclude={"source", "cache"}),
-            "model": self._config.model.model_dump(mode="json"),
-            "training": self._config.training.model_dump(mode="json", exclude={"device"}),
-            "channels": self._dataset.channels,
-            "classes": self._dataset.class_names,
-        }
-        canonical = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
+        more = {"channels": self._dataset.channels, "classes": self._dataset.class_names}
         return hashlib.sha256(
-            join_fields(b"secfl/v1/segmentation-task", canonical, self._code_digest, self._own_code_digest)
+            join_fields(
+                b"secfl/v1/segmentation-task",
+                settings_bytes(self._config, more),
+                self._code_digest,
+                self._own_code_digest,
+            )
         ).digest()
 
     @cached_property
     def _code_digest(self) -> bytes:
-        return _digest_of_code(resources.files("secfl.segmentation"))
+        return code_digest()
 
     @cached_property
     def _own_code_digest(self) -> bytes:
@@ -200,7 +198,14 @@ class SegmentationTask:
     def _initial(self) -> State:
         from secfl.segmentation.models.state import state_of
 
-        return state_of(self._new_model())
+        model = self._new_model()
+        if self._config.model.pretrained is None:
+            return state_of(model)
+        from secfl.segmentation.models.parts import head_names
+        from secfl.segmentation.pretraining import read_pretrained, transfer
+
+        pretrained = read_pretrained(Path(self._config.model.pretrained))
+        return transfer(pretrained, state_of(model), head=head_names(model, self._spec))
 
     def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
         """Train ``local_epochs`` epochs from ``state`` on one site's training images."""
@@ -369,15 +374,3 @@ class SegmentationTask:
                 augmentation=self._config.model.test_time_augmentation,
                 window=self._config.training.crop,
             )
-
-
-def _digest_of_code(folder: Traversable, prefix: str = "") -> bytes:
-    """SHA-256 over the names and contents of a package's Python files."""
-    parts: list[bytes] = []
-    for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        name = f"{prefix}/{item.name}"
-        if item.is_dir() and item.name != "__pycache__":
-            parts += [name.encode(), _digest_of_code(item, name)]
-        elif item.name.endswith(".py"):
-            parts += [name.encode(), item.read_bytes()]
-    return hashlib.sha256(join_fields(*parts)).digest()
