@@ -138,6 +138,7 @@ class SiteAgent:
         self._reports = reports
         self._scheme = scheme_for(terms.scheme)
         self._spec_file = folder / "round.json"
+        self._reached_file = folder / f"reached-{terms.run_id.hex()}"
         self._journal = Journal(folder / "journal", client=identity.name)
         self._vault = SnapshotVault(
             folder / "snapshots",
@@ -221,12 +222,31 @@ class SiteAgent:
     def _contribute(self, offer: RoundOffer, spec: RoundSpec) -> PrivatizedUpdate:
         training = self._training()
         if training.guard is not None:
+            self._check_forward(offer.round_index)
             training.guard.admit(offer)
+            write_atomically(self._reached_file, str(offer.round_index).encode())
         # Another process of this site goes on with the round by the specification alone.
         write_atomically(self._spec_file, spec_to_json(spec))
         contribution = training.work.contribute(offer, spec)
         self._local = contribution.report
         return contribution.privatized
+
+    def _check_forward(self, round_index: int) -> None:
+        """Refuse to go back to an earlier round of training, also after a restart.
+
+        A guard in a new process counts the attempts that it does not know of at the noise of the offered round. That is
+        the least noise that they can have had only if rounds never fall.
+        """
+        try:
+            reached = int(self._reached_file.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError):
+            raise LocalProtocolError(f"{self._reached_file}: expected the number of a round") from None
+        if round_index < reached:
+            raise RemoteProtocolError(
+                AGGREGATOR, f"goes back to round {round_index + 1} of training after round {reached + 1}"
+            )
 
     def _deliver(self, message: Deliver) -> Reply:
         if self._party is None:

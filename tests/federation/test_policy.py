@@ -22,7 +22,7 @@ from secfl.federation.offer import RoundOffer
 from secfl.federation.policy import Agreement, Guard, Policy, load_policy
 from secfl.federation.privacy import RunTerms
 from secfl.federation.releases import Announcement
-from secfl.federation.requests import Failed, OfferRound, Sent, decode_reply, encode
+from secfl.federation.requests import Failed, OfferRound, Refused, Sent, decode_reply, encode
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.ledger.verify import load
 from secfl.randomness import SystemRng
@@ -401,6 +401,59 @@ def test_a_site_elsewhere_refuses_before_it_works(tmp_path):
             assert isinstance(reply, kind)
         assert "the offer's round: found 3, allowed 2" in reply.reason
         assert stage.work["a"].calls == 1
+
+
+def test_going_back_after_a_restart_would_hide_what_was_spent():
+    """A guard in a new process counts attempts that it does not know of at the noise of the offered round.
+
+    So an aggregator would spend the last round, which has the least noise, as often as it may, and then go back.
+    """
+    agreement = announced(config(noise_decay=0.8))
+
+    def admitted(guard, *, first, round_index):
+        count = 0
+        with contextlib.suppress(BudgetExhausted):
+            for attempt in range(first, 3 * STEPS):
+                guard.admit(offer(agreement, round_id=RoundId(attempt), round_index=round_index))
+                count += 1
+        return count
+
+    allowed = policy(epsilon={"aggregator": 3.9})
+    guard = Guard(allowed, agreement)
+    spent = admitted(guard, first=0, round_index=STEPS - 1)
+    remembered = admitted(guard, first=spent, round_index=0)
+    assert admitted(Guard(allowed, agreement), first=spent, round_index=0) > remembered
+
+
+def test_a_site_elsewhere_does_not_go_back_after_a_restart(tmp_path):
+    spec = importlib.util.spec_from_file_location("remote_stage", Path(__file__).with_name("remote_stage.py"))
+    remote = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(remote)
+    with contextlib.closing(remote.Stage(tmp_path, "masking")) as stage:
+        terms = RunTerms(
+            round_terms=stage.round_terms, plan=None, rounds=3, sentence="", non_private="no noise"
+        )
+        agreement = Agreement(
+            directory=stage.terms.directory, threshold=3, scheme=stage.terms.scheme, terms=terms
+        )
+        for round_id, round_index, kind in ((1, 1, Sent), (2, 0, Refused), (3, 1, Sent), (4, 2, Sent)):
+            stage.agents["a"].close()
+            agent = stage.agents["a"] = stage.agent("a")
+            guard = Guard(Policy(accept_non_private=True), agreement)
+            agent._prepared = replace(agent._training(), guard=guard)
+            request = OfferRound(
+                run_id=remote.RUN,
+                round_id=RoundId(round_id),
+                round_index=round_index,
+                cohort=tuple(sorted(stage.terms.directory.keys)),
+                threshold=3,
+                scheme=stage.terms.scheme,
+                model=np.zeros(remote.LENGTH, np.float32),
+            )
+            reply = decode_reply(agent.handle(encode(request)), peer="a", most_bytes=1 << 20)
+            assert isinstance(reply, kind), reply
+            if kind is Refused:
+                assert "goes back to round 1 of training after round 2" in reply.reason
 
 
 @pytest.mark.slow
