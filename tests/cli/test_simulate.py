@@ -86,6 +86,7 @@ class TestFlags:
             "dp_schedule": "round",
             "sampling_rate": 0.2,
             "steps": 11,
+            "local_steps": 6,
             "insecure_test_noise": 8,
             "dropout": 0.1,
             "engine": "inprocess",
