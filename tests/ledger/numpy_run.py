@@ -1,6 +1,7 @@
 """A small federated run on NumPy with masking, as a process that tests kill at any moment.
 
-Usage: ``python numpy_run.py FOLDER ROUNDS``. It resumes whatever the folder holds. Each opened sum is
+Usage: ``python numpy_run.py FOLDER ROUNDS [account]``. It resumes whatever the folder holds; with ``account``, every
+reservation is charged to an account in the folder. Each opened sum is
 appended to ``opened.log`` (round, attempt), with fsync, right after it was opened: the ground truth of what was
 released.
 """
@@ -17,11 +18,12 @@ import numpy as np
 from secfl.crypto.identity import Directory, Identity
 from secfl.dp.accounting import Relation
 from secfl.guarantees import Assumption, Guarantee, UnitOfPrivacy, Visibility
-from secfl.ledger import Family, KeyCustody, Noise, PrivacyLedger, RunHeader, Sampling
-from secfl.randomness import InsecureSeededRng
+from secfl.ledger import Account, Budget, Family, KeyCustody, Noise, PrivacyLedger, RunHeader, Sampling
+from secfl.randomness import InsecureSeededRng, SystemRng
 
 COHORT = ("a", "b", "c", "d", "e")
 LENGTH = 2_000
+BUDGET = Budget(epsilon=40.0, delta=1e-5, order=2)  # never spent here
 GUARANTEE = Guarantee(
     scheme="masking",
     key_mode="pairwise",
@@ -49,8 +51,9 @@ def identities() -> list[Identity]:
     return [Identity.generate(name, rng.fork(name)) for name in COHORT]
 
 
-def header() -> RunHeader:
+def header(account: str | None = None) -> RunHeader:
     return RunHeader(
+        account=account,
         run_id=bytes(16),
         directory=Directory.enroll(identities()),
         threshold=4,
@@ -78,8 +81,9 @@ def note(path: Path, text: str) -> None:
     os.close(descriptor)
 
 
-def main(folder: Path, rounds: int) -> None:
-    with PrivacyLedger.open(folder / "ledger.jsonl", header()) as ledger:
+def main(folder: Path, rounds: int, account: Account | None = None) -> None:
+    identity = None if account is None else account.identity
+    with PrivacyLedger.open(folder / "ledger.jsonl", header(identity), account=account) as ledger:
         state = ledger.state
         while len(state.commits) < rounds:
             round_id, attempt = state.latest_attempt
@@ -98,4 +102,7 @@ def main(folder: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    run_folder, shared = Path(sys.argv[1]), None
+    if sys.argv[3:] == ["account"]:
+        shared = Account.open(run_folder / "account", budget=BUDGET, rng=SystemRng())
+    main(run_folder, int(sys.argv[2]), shared)

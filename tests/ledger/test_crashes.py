@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from secfl.ledger import PrivacyLedger
+from secfl.ledger import Account, PrivacyLedger
 from secfl.ledger.reader import replay
 from secfl.ledger.sights import releases
 from secfl.ledger.verify import load, verify_file
@@ -25,7 +25,9 @@ _SPEC.loader.exec_module(numpy_run)
 
 
 def start(folder: Path, rounds: int) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(folder), str(rounds)], stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder), str(rounds), "account"], stderr=subprocess.PIPE
+    )
 
 
 def opened(folder: Path) -> Counter:
@@ -77,6 +79,9 @@ def crash_and_resume(folder: Path, kills: int, seed: int) -> None:
     assert len(state.reservations) == len(state.by_attempt)
     assert spent(folder) >= len(seen)
     assert len(committed) - len(seen) <= kills  # committed, killed before opening: spent all the same
+    # The account has every reservation, and one more at most for each kill between charge and reservation.
+    charges = Account.read(folder / "account").reading().charges
+    assert len(state.reservations) <= charges <= len(state.reservations) + kills
 
 
 def test_three_kills(tmp_path):
