@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 from secfl.dp.events import DpEvent, NoOp
@@ -57,14 +58,14 @@ class FilterCap:
         divergence: B; what was charged, if somebody wrote down more than the budget allows.
         exceeded: Whether somebody did.
         multipliers: Every noise multiplier that might have been chosen.
-        charge: What the filter is charged for a round under given terms.
+        charge: What the filter is charged for a round under given terms, opened or not.
     """
 
     order: int
     divergence: float
     exceeded: bool
     multipliers: tuple[float, ...]
-    charge: Callable[[Terms], Charge]
+    charge: Callable[..., Charge]
 
     def epsilon(self, sights: Iterable[Sight], *, error: float, delta: float, site: str | None) -> float:
         """ε of an adversary over the whole run.
@@ -75,8 +76,16 @@ class FilterCap:
             delta: Of the statement.
             site: Whose units, where sites differ.
         """
-        ratio = max((self._ratio(sight, site) for sight in sights), default=0.0)
-        bound = ratio * self.divergence
+        charged: list[Sight] = []
+        free: list[Sight] = []
+        for sight in sights:
+            is_free = isinstance(self.charge(sight.release.terms, opened=sight.release.opened).event, NoOp)
+            (free if is_free else charged).append(sight)
+        ratio = max((self._ratio(sight, site) for sight in charged), default=0.0)
+        # An attempt that ended after inputs were sent costs the filter's adversary nothing, but not everybody.
+        bound = ratio * self.divergence + math.fsum(
+            sight.release.count * self._most(sight, site) for sight in free
+        )
         if not math.isfinite(bound):
             return math.inf
         found = rdp_to_epsilon({self.order: bound}, delta * (1 - ASIDE)) if bound else 0.0
@@ -90,9 +99,21 @@ class FilterCap:
         for multiplier in self.multipliers:
             event = _with_multiplier(terms.event, multiplier)
             faced = _divergence(seen_event(event, sight.unknown_shares, site=site), self.order)
-            counted = _divergence(self.charge(replace(terms, event=event)).event, self.order)
+            counted = _divergence(self.charge(replace(terms, event=event), opened=True).event, self.order)
             worst = max(worst, faced / counted if counted else math.inf)
         return worst
+
+    def _most(self, sight: Sight, site: str | None) -> float:
+        """The largest divergence of one such round over all noise that might have been chosen."""
+        return max(
+            _divergence(
+                seen_event(
+                    _with_multiplier(sight.release.terms.event, multiplier), sight.unknown_shares, site=site
+                ),
+                self.order,
+            )
+            for multiplier in self.multipliers
+        )
 
 
 def filter_cap(header: RunHeader, found: Sequence[Release], charge: ChargeOf) -> FilterCap | None:
@@ -122,8 +143,12 @@ def filter_cap(header: RunHeader, found: Sequence[Release], charge: ChargeOf) ->
         divergence=max(cap, spent),
         exceeded=spent > cap * (1 + 1e-9),
         multipliers=tuple(sorted({*multipliers, *recorded})),
-        charge=lambda terms: charge(terms, budget, opened=True),
+        charge=partial(_charged, charge, budget),
     )
+
+
+def _charged(charge: ChargeOf, budget: Budget, terms: Terms, *, opened: bool) -> Charge:
+    return charge(terms, budget, opened=opened)
 
 
 def _with_multiplier(event: Event, multiplier: float) -> Event:
