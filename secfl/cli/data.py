@@ -80,12 +80,13 @@ def check(
 
 
 def _print(report: DataReport) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(report.root))
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), title=str(report.root))
+    table.add_column("site", no_wrap=True)
     for column in (
-        "site",
         "images",
         "patients",
         "train/test",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -96,6 +97,15 @@ class TestSeries:
         scan = read_dicom(folder)
         error = np.abs(scan.values[0] - large.transpose(2, 1, 0))
         assert 0 < error.mean() < 8
+
+    @pytest.mark.parametrize("name", ["JPGExtended.dcm", "JPEG2000.dcm", "SC_rgb_jpeg.dcm"])
+    def test_other_peoples_files(self, name):
+        """12-bit JPEG needs the extra ``jpeg``; the files come with pydicom."""
+        path = Path(pydicom.__file__).parent / "data" / "test_files" / name
+        scan = read_dicom(path)
+        header = pydicom.dcmread(path)
+        assert scan.values.shape[1:] == (header.Columns, header.Rows, 1)
+        assert np.ptp(scan.values) > 0
 
     def test_frames_in_one_file(self, series, volume, tmp_path):
         scan = read_dicom(series.write_multiframe(tmp_path / "ct.dcm"))
