@@ -8,7 +8,7 @@ Dice lies within 0.02 of the pooled one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from types import MappingProxyType
@@ -55,7 +55,7 @@ class OptimisationStudy:
     seeds: int = 3
     scheme: str = "masking"
     rounds: int | None = None
-    more: Mapping[str, Any] = MappingProxyType({})
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, model: str, arm: str, seed: int) -> dict[str, Any]:
         """One run's configuration as a tree."""
