@@ -68,6 +68,7 @@ class TestFlags:
     def test_every_flag_reaches_its_key(self):
         values = {
             "data": "somewhere",
+            "phantom_task": "fundus",
             "model": "net",
             "clients": 7,
             "rounds": 3,
