@@ -50,7 +50,7 @@ __all__ = [
 _RECORD: Final = "secfl"
 _ASK: Final = "query.secfl"
 _WHO: Final = "query.secfl_site"
-_START_SECONDS: Final = 120.0
+_START_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 0.3
 
 OpenAgent = Callable[[Context], AbstractContextManager[SiteAgent | SiteHome]]
