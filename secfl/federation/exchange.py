@@ -13,8 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from secfl.crypto.aggregation import Aborted, Envelope, Finished, Party, PartyState, RoundResult, Running
+from secfl.crypto.aggregation import Aborted, Envelope, Finished, Party, PartyState, Running
 from secfl.errors import LocalProtocolError, RemoteProtocolError, RoundAborted
+from secfl.federation.books import RoundBooks
 from secfl.federation.driver import Carriage, Record, Watch
 from secfl.federation.local_work import LocalReport
 from secfl.federation.offer import RoundOffer
@@ -185,7 +186,8 @@ class ExchangeDriver:
         remote = {name: party for name, party in clients.items() if isinstance(party, RemoteParty)}
         if len(remote) != len(clients) or not remote:
             raise LocalProtocolError("this driver carries remote parties only")
-        one = _Round(aggregator, remote, watch=watch, drops=self._drops, record=self._record)
+        books = RoundBooks(aggregator, watch=watch, drops=self._drops, record=self._record)
+        one = _Round(aggregator, remote, books=books)
         one.call(aggregator.start)
         requests: Mapping[ClientId, bytes] = one.offers()
         seconds = self._deadlines.training
@@ -200,34 +202,24 @@ class ExchangeDriver:
                 one.call(aggregator.phase_over)
                 requests = one.deliveries()
                 if not requests and aggregator.state == before:
-                    raise RoundAborted(one.stuck(before))
+                    raise books.stuck(before)
         if isinstance(aggregator.state, Aborted):
             raise aggregator.state.reason
         if aggregator.state.result is None:
             raise RoundAborted("the aggregator finished without a result")
-        one.carriage.result = aggregator.state.result
-        return one.carriage
+        books.carriage.result = aggregator.state.result
+        return books.carriage
 
 
 class _Round:
-    """The books of one round, and what waits to be delivered."""
+    """What waits to be delivered in one round."""
 
     def __init__(
-        self,
-        aggregator: Party,
-        parties: Mapping[ClientId, RemoteParty],
-        *,
-        watch: Watch,
-        drops: Mapping[ClientId, int],
-        record: Record | None,
+        self, aggregator: Party, parties: Mapping[ClientId, RemoteParty], *, books: RoundBooks
     ) -> None:
-        self.carriage = Carriage(result=RoundResult(sums={}, survivors=()))
         self._aggregator = aggregator
         self._parties = parties
-        self._watch = watch
-        self._record = record
-        self._sends_left = dict(drops)
-        self._seen: PartyState | None = None
+        self._books = books
         self._out: dict[ClientId, list[bytes]] = {}
         self._gone: set[ClientId] = set()
         self._round_id = RoundId(next(iter(parties.values())).offer.round_id)
@@ -278,11 +270,11 @@ class _Round:
             party.site.report = LocalReport(
                 **{key: value for key, value in reply.report.items() if key in _REPORTED}
             )
-        self._book(reply.seconds)
-        if self._speaks(name):
+        self._books.book(reply.seconds, aggregator=False)
+        if self._books.speaks(name):
             for payload in reply.payloads:
                 envelope = Envelope(name, AGGREGATOR, payload)
-                self._note(envelope)
+                self._books.note(envelope)
                 self.call(lambda envelope=envelope: self._aggregator.receive(envelope))
 
     def call(self, step: Callable[[], list[Envelope]]) -> None:
@@ -291,61 +283,20 @@ class _Round:
         try:
             sent = step()
         except RemoteProtocolError as refusal:
-            self.carriage.refusals.append(str(refusal))
+            self._books.carriage.refusals.append(str(refusal))
             sent = []
-        seconds = time.perf_counter() - began
-        if _opening(self._aggregator.state):
-            self.carriage.opening_seconds += seconds
-        else:
-            self.carriage.aggregator_seconds += seconds
-        state = self._aggregator.state
-        if state != self._seen:
-            self._seen = state
-            self._watch(state)
+        self._books.book(time.perf_counter() - began, aggregator=True)
+        self._books.observe()
         for envelope in sent:
-            self._note(envelope)
+            self._books.note(envelope)
             self._out.setdefault(envelope.recipient, []).append(envelope.payload)
 
-    def stuck(self, state: PartyState) -> str:
-        """Why nothing goes on."""
-        phase = state.phase if isinstance(state, Running) else "end"
-        refused = f"; refused: {self.carriage.refusals[0]}" if self.carriage.refusals else ""
-        return f"nobody had anything left to say in phase {phase}{refused}"
-
     def _lose(self, name: ClientId, reason: str) -> None:
-        self.carriage.refusals.append(reason)
+        self._books.carriage.refusals.append(reason)
         self._gone.add(name)
 
     def _listening(self) -> list[ClientId]:
-        return [
-            name for name in self._parties if name not in self._gone and self._sends_left.get(name, 1) > 0
-        ]
-
-    def _speaks(self, sender: ClientId) -> bool:
-        left = self._sends_left.get(sender)
-        if left is None:
-            return True
-        self._sends_left[sender] = max(0, left - 1)
-        return left > 0
-
-    def _book(self, seconds: float) -> None:
-        if _opening(self._aggregator.state):
-            self.carriage.opening_seconds += seconds
-        else:
-            self.carriage.client_seconds += seconds
-
-    def _note(self, envelope: Envelope) -> None:
-        up = envelope.recipient == AGGREGATOR
-        book = self.carriage.bytes_up if up else self.carriage.bytes_down
-        client = envelope.sender if up else envelope.recipient
-        book[client] = book.get(client, 0) + len(envelope.payload)
-        if self._record is not None:
-            state = self._aggregator.state
-            self._record(state.phase if isinstance(state, Running) else "end", envelope)
+        return [name for name in self._parties if name not in self._gone and self._books.listens(name)]
 
 
 _REPORTED = ("train_seconds", "protect_seconds", "clipped_fraction")
-
-
-def _opening(state: PartyState) -> bool:
-    return isinstance(state, Finished) or (isinstance(state, Running) and bool(state.survivors))
