@@ -28,7 +28,7 @@ class FixedRng:
         return value
 
     def fork(self, label: str) -> FixedRng:
-        raise NotImplementedError(label)
+        raise AssertionError(f"vectors draw from one stream, not from {label!r}")
 
 
 def parties(seed: int, clients: int) -> tuple[list[Identity], Directory]:
