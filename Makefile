@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup simulate dp-curve test test-slow test-flower flower-demo check format bench readme figures constraints peers docs clean
+.PHONY: help setup simulate dp-curve test test-slow test-flower flower-demo test-nvflare check format bench readme figures constraints peers docs clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,20 @@ test-flower: setup ## The tests that need Flower, which this installs (extra flo
 flower-demo: setup ## Five sites under Flower's deployment engine, TLS and node authentication on, one killed and back
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[flower]"
 	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python examples/flower-app/demo.py
+
+# NVFlare asks for libraries that constraints.txt does not name: its environment is its own.
+NVFLARE := .venv-nvflare
+$(NVFLARE)/.installed: pyproject.toml constraints.txt examples/nvflare-app/constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3.11 on the PATH; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	"$(PYTHON)" -m venv $(NVFLARE)
+	$(NVFLARE)/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(NVFLARE)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+		--constraint examples/nvflare-app/constraints.txt --build-constraint constraints.txt \
+		--editable ".[nvflare]" pytest pytest-timeout
+	@touch $@
+
+test-nvflare: $(NVFLARE)/.installed ## The tests that need NVFlare, in an environment of its own, which this makes
+	$(NVFLARE)/bin/python -m pytest --timeout 1800 tests/federation/test_nvflare.py
 
 check: setup ## Lint, format, types, import contracts, spelling; all of them, whatever fails
 	@failed=0; for step in "ruff check ." "ruff format --check ." mypy "lint-imports --no-logo" codespell; do \
@@ -91,6 +105,6 @@ docs: ## Render the documentation into build/site
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
 clean: ## Remove environments and caches; runs stay
-	rm -rf .venv .venv-constraints .venv-docs .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	rm -rf .venv .venv-constraints .venv-docs .venv-nvflare .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 		.import_linter_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

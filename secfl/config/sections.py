@@ -65,6 +65,8 @@ class Engine(StrEnum):
     """One process for each site, on this host."""
     FLOWER = "flower"
     """Flower's simulation engine (extra ``flower``)."""
+    NVFLARE = "nvflare"
+    """NVFlare's simulator (extra ``nvflare``)."""
 
 
 class ServerOptimizerName(StrEnum):

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from secfl.config import Engine, RunConfig
+from secfl.config import Engine, RunConfig, check_cohort
 from secfl.errors import ConfigError
 from secfl.federation.client import RoundClient, SiteClient
 from secfl.federation.driver import Driver, Record
@@ -96,6 +96,38 @@ def open_engine(setting: RunSetting) -> Iterator[RoundEngine]:
                 names = setting.members.names
                 most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
                 yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
+        case Engine.NVFLARE:
+            names = setting.members.names
+            most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
+            with _nvflare(setting, most_bytes=most_bytes) as exchange:
+                yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
+
+
+def _nvflare(setting: RunSetting, *, most_bytes: int) -> AbstractContextManager[Exchange]:
+    names, deadlines = setting.members.names, setting.config.deadlines
+    try:
+        from secfl.federation.nvflare import check_names
+    except ImportError as error:
+        raise ConfigError(f"--engine nvflare: {error}; install it by: pip install 'secfl[nvflare]'") from None
+    from secfl.federation.nvflare_process import nvflare_simulation
+
+    check_names(names)
+    threshold = check_cohort(
+        len(names),
+        setting.config.secure_agg.scheme,
+        setting.config.secure_agg.threshold,
+        setting.config.dropout,
+    )
+    return nvflare_simulation(
+        setting.run.root.resolve(),
+        names,
+        run_id=setting.run_id,
+        task_factory=setting.task_factory,
+        most_bytes=most_bytes,
+        seconds=max(deadlines.training, deadlines.phase),
+        threshold=threshold,
+        rng=SystemRng(),
+    )
 
 
 def _flower(setting: RunSetting) -> AbstractContextManager[Exchange]:
