@@ -76,7 +76,7 @@ def _scores(scores: Mapping[str, Any], sites: list[str]) -> Table:
     references = scores.get("references")
     if references:
         rows += [(f"{site} alone", row) for site, row in sorted(references["local"].items())]
-        rows.append(("pooled", references["pooled"]))
+        rows += [("pooled", references["pooled"])] if "pooled" in references else []
     for name, row in rows:
         cells = [_number(row["per_site"].get(site)) for site in sites]
         table.add_row(escape(name), *cells, _number(row["mean"]), _number(row.get("worst")))

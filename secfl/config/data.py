@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from secfl.config.base import Section
+from secfl.errors import ConfigError
+from secfl.types import client_id
 
-__all__ = ["DataConfig", "PhantomTaskName"]
+__all__ = ["DataConfig", "PhantomTaskName", "SiteDataConfig"]
 
 _Millimetres: TypeAlias = Annotated[float, Field(gt=0, le=100)]
 
@@ -17,6 +19,46 @@ _Millimetres: TypeAlias = Annotated[float, Field(gt=0, le=100)]
 PhantomTaskName: TypeAlias = Literal[
     "leg-ct", "fundus", "dermoscopy", "ultrasound", "brain-mri", "kidney-ct", "chest-xray", "retina-oct"
 ]
+
+
+def _one_value_or_several(given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    return {
+        name: (value,) if isinstance(value, int | str) and not isinstance(value, bool) else value
+        for name, value in given.items()
+    }
+
+
+class SiteDataConfig(Section):
+    """One site's own data: ``[data.sites.<name>]``. A key that is not given is that of ``[data]``.
+
+    Attributes:
+        source: This site's own folder, with ``images`` and ``masks`` in it, or ``phantom``. A ``splits.json`` and a
+            ``patients.csv`` beside that folder count.
+        phantom_task: As in ``[data]``, and so are all other keys.
+        phantom_images: See there.
+        phantom_target: See there.
+        test_fraction: See there.
+        normalization: See there.
+        labels: See there.
+        windows: See there.
+        spacing: See there.
+        slices: See there.
+    """
+
+    source: str | None = Field(default=None, min_length=1)
+    phantom_task: PhantomTaskName | None = None
+    phantom_images: int | None = None
+    phantom_target: Literal["vein", "thrombus", "tissues"] | None = None
+    test_fraction: float | None = None
+    normalization: Literal["zscore", "local"] | None = None
+    labels: Mapping[str, tuple[int | str, ...]] | None = None
+    windows: tuple[tuple[float, float], ...] | None = None
+    spacing: tuple[_Millimetres, _Millimetres, _Millimetres] | None = None
+    slices: int | None = None
+
+    _labels = field_validator("labels", mode="before")(_one_value_or_several)
 
 
 class DataConfig(Section):
@@ -41,6 +83,11 @@ class DataConfig(Section):
         public: Sites whose images belong to nobody in the federation: they validate for early stopping (with
             their masks) and are the proxy set of several model families (without). Of the phantom, sites of
             these names are made in addition.
+        channels: Bring every image to so many channels, where modalities differ: fewer are repeated in turn, several
+            are averaged into 1.
+        slices: Take so many equally spaced axial slices of every volume as pictures.
+        sites: Sites with data of their own, by name, such as another task or other classes; ``source`` then has no
+            meaning. Classes may differ where ``training.local_parameters`` is ``head``.
     """
 
     source: str = "phantom"
@@ -55,16 +102,11 @@ class DataConfig(Section):
     spacing: tuple[_Millimetres, _Millimetres, _Millimetres] | None = None
     cache: str | None = Field(default=None, min_length=1)
     public: tuple[str, ...] = ()
+    channels: int | None = Field(default=None, ge=1, le=64)
+    slices: int | None = Field(default=None, ge=1, le=4096)
+    sites: Mapping[str, SiteDataConfig] = {}
 
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _one_value_or_several(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        return {
-            name: (value,) if isinstance(value, int | str) and not isinstance(value, bool) else value
-            for name, value in given.items()
-        }
+    _labels = field_validator("labels", mode="before")(_one_value_or_several)
 
     @field_validator("windows")
     @classmethod
@@ -79,7 +121,33 @@ class DataConfig(Section):
             raise ValueError(f"phantom_target: {self.phantom_target} belongs to leg-ct; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _sites_are_possible(self) -> Self:
+        for name in self.sites:
+            try:
+                client_id(name)
+            except ConfigError as error:
+                raise ValueError(f"sites: {error}") from None
+            try:
+                self.of_site(name)
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(str(part) for part in (name, *first["loc"]))
+                raise ValueError(f"sites.{key}: {first['msg'].removeprefix('Value error, ')}") from None
+        return self
+
+    def of_site(self, name: str) -> DataConfig:
+        """The data of one site as if it were alone, its own keys laid over the common ones.
+
+        Raises:
+            KeyError: It has no table of its own.
+        """
+        common = self.model_dump(exclude={"sites", "public"})
+        return DataConfig.model_validate(common | self.sites[name].model_dump(exclude_none=True))
+
     @property
     def is_phantom(self) -> bool:
-        """Whether the embedded generator makes the images."""
+        """Whether the embedded generator makes all images."""
+        if self.sites:
+            return all(self.of_site(name).is_phantom for name in self.sites)
         return self.source == "phantom"

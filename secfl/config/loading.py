@@ -69,6 +69,8 @@ def _one_line(error: ValidationError, path: Path | None) -> str:
 def _allowed(location: tuple[Any, ...]) -> list[str]:
     section: type[BaseModel] = RunConfig
     for part in location:
+        if str(part) not in section.model_fields:  # the name of one of several tables
+            continue
         annotation = section.model_fields[str(part)].annotation
         for candidate in (annotation, *get_args(annotation)):  # a table may be optional
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):

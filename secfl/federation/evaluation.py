@@ -8,7 +8,7 @@ from typing import Any
 
 from secfl.federation.checkpoint import Checkpoint, load, store
 from secfl.federation.rundir import RunDirectory
-from secfl.segmentation.task import DescribedTask, SiteMetrics, State, Task
+from secfl.segmentation.task import DescribedTask, OwnClassesTask, SiteMetrics, State, Task
 
 __all__ = ["by_class", "by_site", "describe", "evaluate", "references", "write_previews"]
 
@@ -64,9 +64,11 @@ def references(
 ) -> dict[str, Any]:
     """Dice of every site's local model and of the pooled model, on every site.
 
-    Each trained reference is kept as a checkpoint, so that an interrupted run does not train it again.
+    Where sites have classes of their own, a local model is measured at its own site, and nothing is pooled. Each
+    trained reference is kept as a checkpoint, so that an interrupted run does not train it again.
     """
-    names = [*task.sites, "pooled"]
+    common = not isinstance(task, OwnClassesTask) or task.classes_are_common
+    names = [*task.sites, "pooled"] if common else [*task.sites]
     dice: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(names):
         progress("references", number, len(names))
@@ -77,10 +79,11 @@ def references(
             sites = task.sites if name == "pooled" else (name,)
             state = task.train_reference(sites, rounds=rounds)
             store(path, Checkpoint(state=state, rounds_completed=rounds, config_digest=config_digest))
-        dice[name] = by_site(evaluate(task, state), "dice")
+        found = evaluate(task, state) if common else {name: task.evaluate(name, state)}
+        dice[name] = by_site(found, "dice")
     progress("references", len(names), len(names))
-    pooled = dice.pop("pooled")
-    return {"local": dice, "pooled": pooled}
+    pooled = {"pooled": dice.pop("pooled")} if common else {}
+    return {"local": dice, **pooled}
 
 
 def write_previews(task: Task, run: RunDirectory, state: State) -> list[Path]:

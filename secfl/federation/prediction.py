@@ -43,6 +43,9 @@ def predictor_of_run(path: Path, *, site: str | None = None) -> Predictor:
         state = found or state
     if config.training.local_parameters != "none":
         state |= _own(run, site, loaded.rounds_completed)
+        inputs = inputs.at(site)
+        if site in config.data.sites:
+            config = config.model_copy(update={"data": config.data.of_site(site)})
     elif site is not None:
         raise ConfigError(f"--site {site}: the whole model is shared in this run; leave --site out")
     from secfl.segmentation.prediction import Predictor

@@ -86,6 +86,8 @@ class RunDirectory:
     def write_inputs(self, inputs: ModelInputs) -> None:
         """Keep what the model is trained on in ``inputs.json``, for `secfl predict`."""
         row = {"format_version": RUN_FORMAT_VERSION, **asdict(inputs)}
+        if not inputs.names_by_site:
+            del row["names_by_site"]
         write_atomically(self.inputs, (json.dumps(row, indent=2) + "\n").encode())
 
     def read_inputs(self) -> ModelInputs:
@@ -101,6 +103,10 @@ class RunDirectory:
                 channels=int(row["channels"]),
                 class_names=tuple(str(name) for name in row["class_names"]),
                 spatial_dims=int(row["spatial_dims"]),
+                names_by_site={
+                    str(site): tuple(str(name) for name in names)
+                    for site, names in row.get("names_by_site", {}).items()
+                },
             )
         except FileNotFoundError:
             raise DataError(

@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secfl.config import RunConfig
 from secfl.types import join_fields
+
+if TYPE_CHECKING:
+    from pydantic.main import IncEx
 
 __all__ = ["code_digest", "settings_bytes"]
 
@@ -21,9 +24,10 @@ def settings_bytes(config: RunConfig, more: Mapping[str, Any]) -> bytes:
     Left out, because sites may differ in them: where files are, and the device with its threads. What a pre-trained
     model holds is in the digest of the first global model.
     """
+    places: IncEx = {"source": True, "cache": True, "sites": {"__all__": {"source"}}}
     settings = {
         "seed": config.seed,
-        "data": config.data.model_dump(mode="json", exclude={"source", "cache"}),
+        "data": config.data.model_dump(mode="json", exclude=places),
         "model": config.model.model_dump(mode="json", exclude={"pretrained"}),
         "training": config.training.model_dump(mode="json", exclude={"device"}),
         **more,

@@ -6,6 +6,7 @@ or instance normalisation these are scale and shift), heads that stay at home fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from secfl.errors import ConfigError
@@ -20,16 +21,32 @@ class PersonalStates:
     Args:
         names: Which parameters stay at the sites.
         initial: A whole model: its order of tensors, and where every site starts.
+        by_site: Whole models of sites that start elsewhere, such as from a head for other classes.
+
+    Raises:
+        ConfigError: Nothing would be left to exchange, or what is left is not the same everywhere.
     """
 
-    def __init__(self, names: AbstractSet[str], initial: State) -> None:
+    def __init__(
+        self, names: AbstractSet[str], initial: State, *, by_site: Mapping[str, State] | None = None
+    ) -> None:
         self._names = names
         self._order = tuple(initial)
         self._initial = {name: initial[name] for name in initial if name in names}
+        self._by_site = {site: self._own(site, whole, initial) for site, whole in (by_site or {}).items()}
         self._now: dict[str, State] = {}
         self._before: dict[str, tuple[int, State]] = {}
         if set(initial) == set(names):
             raise ConfigError("training.local_parameters: nothing of this model would be left to exchange")
+
+    def _own(self, site: str, whole: State, initial: State) -> State:
+        shapes = {name: tensor.shape for name, tensor in self.shared(whole).items()}
+        if tuple(whole) != self._order or any(initial[name].shape != shape for name, shape in shapes.items()):
+            raise ConfigError(
+                f"site {site}: what its model shares has another shape than elsewhere; expected classes to change "
+                "nothing but the head (training.local_parameters)"
+            )
+        return {name: tensor for name, tensor in whole.items() if name in self._names}
 
     def shared(self, whole: State) -> State:
         """The part of a model that is exchanged."""
@@ -37,7 +54,7 @@ class PersonalStates:
 
     def of(self, site: str) -> State:
         """A site's own part, as it is now."""
-        return self._now.get(site, self._initial)
+        return self._now.get(site, self._by_site.get(site, self._initial))
 
     def load(self, site: str, state: State) -> None:
         """Take a site's own part back."""

@@ -8,13 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secfl.config import DataConfig, DpMode, RunConfig
+from secfl.config import DpMode, RunConfig
 from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.cases import Case, Dataset
-from secfl.segmentation.data.public import rename_last, split_public
+from secfl.segmentation.data.loading import load_dataset, reading_of
+from secfl.segmentation.data.public import split_public
 from secfl.segmentation.digests import code_digest, settings_bytes
-from secfl.segmentation.models.registry import build_model, check_family, family_code, model_spec
+from secfl.segmentation.models.registry import ModelSpec, build_model, check_family, family_code, model_spec
 from secfl.segmentation.task import LocalResult, ModelInputs, Preview, SiteMetrics, State, Task
 from secfl.types import join_fields
 
@@ -25,12 +26,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from secfl.segmentation.augmentation import Sample
-    from secfl.segmentation.data.folder import Reading
     from secfl.segmentation.patient_gradients import Method
 
-__all__ = ["DEFAULT_PHANTOM_SITES", "SegmentationTask", "build_task", "load_dataset", "reading_of"]
+__all__ = ["SegmentationTask", "build_task", "load_dataset", "reading_of"]
 
-DEFAULT_PHANTOM_SITES = 3
 _PREVIEWS_PER_SITE = 3
 
 
@@ -48,55 +47,6 @@ def build_task(config: RunConfig) -> Task:
 
         return PretrainingTask(config, dataset)
     return SegmentationTask(config, dataset, public=public)
-
-
-def load_dataset(config: RunConfig) -> Dataset:
-    """Read or generate the data that the configuration names."""
-    from secfl.segmentation.data.folder import read_folder
-    from secfl.segmentation.data.phantom_tasks import make_task_dataset, phantom_task
-
-    data: DataConfig = config.data
-    seed = ExperimentSeed(config.seed)
-    if data.is_phantom:
-        clients = config.clients or DEFAULT_PHANTOM_SITES
-        made = make_task_dataset(
-            phantom_task(data.phantom_task, data.phantom_target),
-            sites=clients + len(data.public),
-            images_per_site=data.phantom_images,
-            size=data.image_size,
-            test_fraction=data.test_fraction,
-            seed=seed,
-            target=data.phantom_target,
-        )
-        return rename_last(made, data.public)
-    dataset = read_folder(
-        Path(data.source), test_fraction=data.test_fraction, seed=seed, reading=reading_of(data)
-    )
-    sites = len(dataset.sites) - len(data.public)
-    if config.clients is not None and config.clients != sites:
-        raise ConfigError(
-            f"--clients {config.clients}: {data.source} has {sites} sites; "
-            "leave --clients out or make them equal"
-        )
-    return dataset
-
-
-def reading_of(data: DataConfig) -> Reading:
-    """How the configuration wants files to become cases; for a phantom, files that `secfl data phantom` wrote."""
-    from secfl.segmentation.data.folder import Reading
-    from secfl.segmentation.data.labels import LabelMap
-    from secfl.segmentation.data.preparation import Recipe
-
-    if data.is_phantom:
-        from secfl.segmentation.data.phantom_tasks import phantom_task
-
-        task = phantom_task(data.phantom_task, data.phantom_target)
-        return Reading(recipe=task.recipe, labels=task.labels)
-    return Reading(
-        recipe=Recipe(normalization=data.normalization, windows=data.windows, spacing=data.spacing),
-        labels=LabelMap.of(data.labels),
-        cache=None if data.cache is None else Path(data.cache),
-    )
 
 
 class SegmentationTask:
@@ -119,17 +69,23 @@ class SegmentationTask:
         self._seed = ExperimentSeed(config.seed)
         self._public = tuple(public)
         self._device: torch.device = resolve_device(config.training.device, config.training.precision)
-        self._spec = model_spec(
-            config.model,
-            in_channels=dataset.channels,
-            classes=dataset.classes,
-            spatial_dims=dataset.spatial_dims,
-        )
+        if not dataset.classes_are_common and config.training.local_parameters != "head":
+            raise ConfigError(
+                "data.sites: the sites' classes differ; expected the same everywhere, or training.local_parameters "
+                '= "head"'
+            )
+        self._spec = self._spec_for(dataset.classes)
         self._samples: dict[str, list[Sample]] = {}
         model = self._new_model()
         check_model(model, self._spec)
         self._personal = PersonalStates(
-            local_names(model, self._spec, config.training.local_parameters), self._initial()
+            local_names(model, self._spec, config.training.local_parameters),
+            self._initial(),
+            by_site={
+                site: self._initial(site)
+                for site in dataset.sites
+                if len(dataset.names_at(site)) != dataset.classes
+            },
         )
         if config.privacy.mode is DpMode.PATIENT:
             from secfl.segmentation.patient_gradients import refuse_mixing_layers
@@ -153,14 +109,24 @@ class SegmentationTask:
             channels=self._dataset.channels,
             class_names=tuple(self._dataset.class_names),
             spatial_dims=self._dataset.spatial_dims,
+            names_by_site={} if self.classes_are_common else self._names_by_site(),
         )
+
+    @property
+    def classes_are_common(self) -> bool:
+        """Whether all sites have the same classes."""
+        return self._dataset.classes_are_common
+
+    def _names_by_site(self) -> dict[str, tuple[str, ...]]:
+        return {site: tuple(self._dataset.names_at(site)) for site in self.sites}
 
     def digest(self) -> bytes:
         """SHA-256 of the settings of data preparation, model and training, the seed and this package's code.
 
         Left out, because sites may differ in them: where the images and the cache are, the device and its threads.
         """
-        more = {"channels": self._dataset.channels, "classes": self._dataset.class_names}
+        names = self._dataset.class_names if self.classes_are_common else self._names_by_site()
+        more = {"channels": self._dataset.channels, "classes": names}
         return hashlib.sha256(
             join_fields(
                 b"secfl/v1/segmentation-task",
@@ -195,10 +161,17 @@ class SegmentationTask:
         """The first global model, without what stays at the sites; the same for the same seed."""
         return self._personal.shared(self._initial())
 
-    def _initial(self) -> State:
+    def _initial(self, site: str | None = None) -> State:
+        """Where a whole model starts: everywhere the same, but for a head for a site's own classes."""
         from secfl.segmentation.models.state import state_of
 
         model = self._new_model()
+        if site is not None and len(self._dataset.names_at(site)) != self._dataset.classes:
+            common, own = self._initial(), state_of(self._new_model(site))
+            return {
+                name: common[name] if name in common and common[name].shape == tensor.shape else tensor
+                for name, tensor in own.items()
+            }
         if self._config.model.pretrained is None:
             return state_of(model)
         from secfl.segmentation.models.parts import head_names
@@ -232,15 +205,19 @@ class SegmentationTask:
 
     def public_score(self, state: State) -> float | None:
         """Mean Dice on the public images; ``None`` where there are none."""
-        return self._measure(self._public, self._whole(state, None)).dice if self._public else None
+        return self._measure(self._public, self._whole(state, None), None).dice if self._public else None
 
     def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
         """A model trained without federation on the given sites' pooled training images, in one go."""
+        if len({self._dataset.names_at(site) for site in sites}) > 1:
+            raise ConfigError(
+                "references: no one model has the classes of several sites; expected sites with the same classes"
+            )
         epochs = rounds * self._config.training.local_epochs
         label = "reference/" + "/".join(sorted(sites))
         trained, _ = self._train(
             sorted(sites),
-            self._initial(),
+            self._initial(min(sites)),
             round_index=None,
             first=0,
             epochs=epochs,
@@ -287,20 +264,21 @@ class SegmentationTask:
 
     def evaluate(self, site: str, state: State) -> SiteMetrics:
         """Metrics of a model, with the site's own parameters, on its test images, inside the field of view."""
-        return self._measure(self._dataset.sites[site].test, self._whole(state, site))
+        return self._measure(self._dataset.sites[site].test, self._whole(state, site), site)
 
     def _whole(self, state: State, site: str | None) -> State:
         """A model with nothing missing: a whole one as it is, a shared one with the site's own parameters."""
         return self._personal.whole(state, site)
 
-    def _measure(self, cases: Sequence[Case], state: State) -> SiteMetrics:
+    def _measure(self, cases: Sequence[Case], state: State, site: str | None) -> SiteMetrics:
         from secfl.segmentation.metrics import measure
         from secfl.segmentation.training import deterministic
 
-        predictions = self._predict(cases, state)
+        predictions = self._predict(cases, state, site)
+        names = self._dataset.class_names if site is None else self._dataset.names_at(site)
         # Single masks are too small for threads to be worth their synchronisation.
         with deterministic(1):
-            return measure(cases, predictions, class_names=self._dataset.class_names)
+            return measure(cases, predictions, class_names=names)
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:
         """The first few test cases with prediction."""
@@ -309,20 +287,32 @@ class SegmentationTask:
         cases = self._dataset.sites[site].test[:_PREVIEWS_PER_SITE]
         return [
             Preview(site=site, case=case.name, pixels=side_by_side(case, prediction))
-            for case, prediction in zip(cases, self._predict(cases, self._whole(state, site)), strict=True)
+            for case, prediction in zip(
+                cases, self._predict(cases, self._whole(state, site), site), strict=True
+            )
         ]
 
     def module(self, state: State) -> tuple[nn.Module, int]:
         """A whole model on its device, and what the sides of its input must be multiples of."""
         return self._model(state), self._spec.multiple
 
-    def _new_model(self) -> nn.Module:
-        return build_model(self._spec, seed=self._seed.derive("initial-state"))
+    def _spec_for(self, classes: int) -> ModelSpec:
+        return model_spec(
+            self._config.model,
+            in_channels=self._dataset.channels,
+            classes=classes,
+            spatial_dims=self._dataset.spatial_dims,
+        )
 
-    def _model(self, state: State) -> nn.Module:
+    def _new_model(self, site: str | None = None) -> nn.Module:
+        """The first model, with a head for the classes of a site."""
+        spec = self._spec if site is None else self._spec_for(len(self._dataset.names_at(site)))
+        return build_model(spec, seed=self._seed.derive("initial-state"))
+
+    def _model(self, state: State, site: str | None = None) -> nn.Module:
         from secfl.segmentation.models.state import load_state
 
-        model = self._new_model()
+        model = self._new_model(site)
         load_state(model, state)
         return model.to(self._device)
 
@@ -346,7 +336,7 @@ class SegmentationTask:
             if site not in self._samples:
                 self._samples[site] = samples_of(self._dataset.sites[site].train)
         with deterministic(self._config.threads):
-            model = self._model(state)
+            model = self._model(state, sites[0])
             settings = self._config.training
             if round_index is None:
                 settings = settings.model_copy(update={"proximal": 0.0})
@@ -362,13 +352,13 @@ class SegmentationTask:
             )
             return state_of(model), loss
 
-    def _predict(self, cases: Sequence[Case], state: State) -> list[NDArray[np.uint8]]:
+    def _predict(self, cases: Sequence[Case], state: State, site: str | None) -> list[NDArray[np.uint8]]:
         from secfl.segmentation.inference import predict
         from secfl.segmentation.training import deterministic
 
         with deterministic(self._config.threads):
             return predict(
-                self._model(state),
+                self._model(state, site),
                 [case.image for case in cases],
                 multiple=self._spec.multiple,
                 augmentation=self._config.model.test_time_augmentation,

@@ -6,7 +6,7 @@ The federation never sees torch. A task holds the data of every site it was give
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,7 @@ __all__ = [
     "DescribedTask",
     "LocalResult",
     "ModelInputs",
+    "OwnClassesTask",
     "PatientTask",
     "PersonalTask",
     "Preview",
@@ -142,11 +143,18 @@ class ModelInputs:
         channels: Channels of the image.
         class_names: The classes in the order of the model's outputs, the background first.
         spatial_dims: 2 for pictures and slices, 3 for volumes.
+        names_by_site: ``class_names`` of sites with a head for their own classes.
     """
 
     channels: int
     class_names: tuple[str, ...]
     spatial_dims: int
+    names_by_site: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def at(self, site: str | None) -> ModelInputs:
+        """The inputs of one site's model."""
+        names = self.class_names if site is None else self.names_by_site.get(site, self.class_names)
+        return replace(self, class_names=names, names_by_site={})
 
 
 @runtime_checkable
@@ -165,6 +173,16 @@ class DescribedTask(Task, Protocol):
 
     def heterogeneity(self) -> Mapping[str, float]:
         """Indices between 0 (alike) and 1 (nothing in common), by name."""
+        ...
+
+
+@runtime_checkable
+class OwnClassesTask(Task, Protocol):
+    """A task in which sites may have classes of their own, each with a head for them."""
+
+    @property
+    def classes_are_common(self) -> bool:
+        """Whether all sites have the same classes, so that every model fits every site."""
         ...
 
 

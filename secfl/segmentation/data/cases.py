@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +71,11 @@ class Dataset:
     Attributes:
         sites: Site name -> its cases, sorted by name.
         channels: Image channels, the same everywhere.
-        classes: Number of labels including background.
-        class_names: One name per label, ``class_names[0]`` is the background.
+        classes: Number of labels including background; of the first site, where sites differ.
+        class_names: One name per label, ``class_names[0]`` is the background; of the first site, where they differ.
         is_phantom: Whether no image shows a person.
         spatial_dims: 2 for pictures and slices, 3 for volumes.
+        names_by_site: ``class_names`` of sites that may differ.
     """
 
     sites: Mapping[str, SiteData] = field(repr=False)
@@ -82,3 +84,13 @@ class Dataset:
     class_names: tuple[str, ...]
     is_phantom: bool
     spatial_dims: int = 2
+    names_by_site: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+
+    def names_at(self, site: str) -> tuple[str, ...]:
+        """The classes of one site, the background first."""
+        return self.names_by_site.get(site, self.class_names)
+
+    @property
+    def classes_are_common(self) -> bool:
+        """Whether all sites have the same classes."""
+        return all(self.names_at(site) == self.class_names for site in self.sites)

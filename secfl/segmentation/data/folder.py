@@ -27,7 +27,7 @@ from secfl.segmentation.data.sources import KINDS, files_by_stem, read_labels, r
 from secfl.segmentation.data.splits import Split, draw_split, read_patients, read_splits
 from secfl.types import client_id
 
-__all__ = ["Reading", "SiteFiles", "assign_patients", "read_folder", "site_folders"]
+__all__ = ["Reading", "SiteFiles", "assign_patients", "read_folder", "read_site", "site_folders"]
 
 _FIELD_OF_VIEW = LabelMap()
 
@@ -72,20 +72,58 @@ def read_folder(
     sites = {}
     for name, site in files.items():
         patient_of = patients_of[name]
-        if name in splits:
-            split = splits[name]
-            _check_split(root / "splits.json", name, split, patient_of)
-        elif splits:
-            raise DataError(
-                f"{root / 'splits.json'}: site {name} is missing; expected an entry for every site"
-            )
+        if splits:
+            split = _listed(root / "splits.json", splits, name, patient_of)
         else:
             split = draw_split(patient_of, test_fraction=test_fraction, seed=seed, site=name)
-        sites[name] = SiteData(
-            name=name,
-            train=tuple(site.case(stem, patient_of[stem], reading) for stem in split.train),
-            test=tuple(site.case(stem, patient_of[stem], reading) for stem in split.test),
-        )
+        sites[name] = _cases(name, site, split, patient_of, reading)
+    return _dataset(files, sites, reading)
+
+
+def read_site(
+    folder: Path, *, name: str, test_fraction: float, seed: ExperimentSeed, reading: Reading
+) -> Dataset:
+    """Read the folder of one site, ``images`` and ``masks``, under another name.
+
+    Args:
+        folder: The site's own folder. A ``splits.json`` and a ``patients.csv`` beside it count, under its own name.
+        name: What the site is called.
+        test_fraction: As of `read_folder`.
+        seed: Draws the split where none is given.
+        reading: How files become cases.
+
+    Raises:
+        DataError: As of `read_folder`.
+    """
+    root, called = folder.parent, folder.name
+    files = {called: SiteFiles(folder)}
+    patient_of = assign_patients(root, files)[called]
+    if (root / "splits.json").exists():
+        splits = read_splits(root / "splits.json")
+        split = _listed(root / "splits.json", splits, called, patient_of)
+    else:
+        split = draw_split(patient_of, test_fraction=test_fraction, seed=seed, site=name)
+    return _dataset(files, {called: _cases(called, files[called], split, patient_of, reading)}, reading)
+
+
+def _listed(path: Path, splits: Mapping[str, Split], name: str, patient_of: Mapping[str, str]) -> Split:
+    if name not in splits:
+        raise DataError(f"{path}: site {name} is missing; expected an entry for every site")
+    _check_split(path, name, splits[name], patient_of)
+    return splits[name]
+
+
+def _cases(
+    name: str, files: SiteFiles, split: Split, patient_of: Mapping[str, str], reading: Reading
+) -> SiteData:
+    return SiteData(
+        name=name,
+        train=tuple(files.case(stem, patient_of[stem], reading) for stem in split.train),
+        test=tuple(files.case(stem, patient_of[stem], reading) for stem in split.test),
+    )
+
+
+def _dataset(files: Mapping[str, SiteFiles], sites: Mapping[str, SiteData], reading: Reading) -> Dataset:
     dims, channels = _common_shape(files, sites)
     return Dataset(
         sites=sites,

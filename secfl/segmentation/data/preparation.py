@@ -17,10 +17,33 @@ from secfl.segmentation.data.orientation import from_canonical, to_canonical
 from secfl.segmentation.data.resampling import resample_image, resample_labels, resampled_shape
 from secfl.segmentation.data.scan import Scan, shape_text
 
-__all__ = ["MIN_SIDE", "Prepared", "Recipe"]
+__all__ = ["MIN_SIDE", "Prepared", "Recipe", "with_channels"]
 
 MIN_SIDE = 8
 """Pixels. An image needs at least this many along two of its axes."""
+
+
+def with_channels(image: NDArray[np.float32], count: int, *, name: str) -> NDArray[np.float32]:
+    """An image of ``count`` channels: fewer are repeated in turn, several are averaged into one.
+
+    Args:
+        image: Shape ``(channels, *spatial)``.
+        count: From 1.
+        name: What an error calls the image.
+
+    Raises:
+        DataError: More channels than are wanted, and not one is wanted.
+    """
+    channels = image.shape[0]
+    if channels == count:
+        return image
+    if count == 1:
+        return image.mean(axis=0, keepdims=True, dtype=np.float32)
+    if channels > count:
+        raise DataError(
+            f"{name}: {channels} channels; data.channels expected at most {count}, or 1 to average them"
+        )
+    return image[np.arange(count) % channels]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +54,13 @@ class Recipe:
         normalization: Of intensities, where there are no windows.
         windows: Intervals of the file's units (HU for CT), each mapped to -1..1 as a channel of its own.
         spacing: Voxel size in mm that volumes are resampled to, along x (right), y (front), z (head).
+        channels: Bring every image to so many, as `with_channels` does.
     """
 
     normalization: Normalization = "zscore"
     windows: tuple[tuple[float, float], ...] = ()
     spacing: tuple[float, float, float] | None = None
+    channels: int | None = None
 
     def prepare(
         self,
@@ -62,6 +87,8 @@ class Recipe:
             result = apply_windows(image[0], self.windows, valid=valid)
         else:
             result = normalize(image, valid=valid, method=self.normalization)
+        if self.channels is not None:
+            result = with_channels(result, self.channels, name=str(scan.path))
         return Prepared(
             image=np.ascontiguousarray(result),
             labels=None if labels is None else np.ascontiguousarray(labels),
