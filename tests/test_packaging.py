@@ -82,7 +82,7 @@ class TestWheel:
             names = {name for name in archive.namelist() if ".dist-info/" not in name}
         expected = {
             path.relative_to(project).as_posix()
-            for pattern in ("*.py", "*.json", "py.typed")
+            for pattern in ("*.py", "*.json", "py.typed", "*.j2", "*.css", "*.js")
             for path in (project / "secfl").rglob(pattern)
         }
         assert {"secfl/py.typed", "secfl/federation/summary.schema.json"} <= names

@@ -18,7 +18,22 @@ from typing import Annotated, Any
 import typer
 
 from secfl._version import __version__
-from secfl.cli import audit, bench, data, doctor, keys, ledger, models, plan, predict, simulate, study
+from secfl.cli import (
+    audit,
+    bench,
+    data,
+    doctor,
+    init,
+    keys,
+    ledger,
+    models,
+    plan,
+    predict,
+    report,
+    simulate,
+    study,
+    watch,
+)
 from secfl.errors import SecflError
 
 __all__ = ["INTERRUPTED", "app", "main"]
@@ -37,7 +52,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("init")(init.init)
 app.command("simulate")(simulate.simulate)
+app.command("watch")(watch.watch)
+app.command("report")(report.report)
+app.command("compare")(report.compare)
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from secfl.federation.noticeboard import Noticeboard
 from secfl.federation.observer import Observer, RoundReport, RunInfo, SilentObserver
 
 __all__ = ["LineObserver", "ProgressObserver", "observe"]
@@ -19,7 +20,13 @@ __all__ = ["LineObserver", "ProgressObserver", "observe"]
 
 @contextlib.contextmanager
 def observe(*, quiet: bool, console: Console | None = None) -> Iterator[Observer]:
-    """An observer that fits the terminal; on exit the terminal is as it was before."""
+    """An observer that fits the terminal and feeds `secfl watch`; on exit the terminal is as it was before."""
+    with _printer(quiet=quiet, console=console) as printer, Noticeboard(printer) as observer:
+        yield observer
+
+
+@contextlib.contextmanager
+def _printer(*, quiet: bool, console: Console | None) -> Iterator[Observer]:
     if quiet:
         yield SilentObserver()
         return

@@ -57,6 +57,7 @@ class RunConfig(Section):
         format_version: Version of this file's format; a newer one is refused.
         clients: Number of phantom sites; for folder data it must match the folder, or be left out.
         dropout: Chance that a client drops out of a round (simulation).
+        engine: Who carries the messages.
         seed: Public experiment seed; never reaches keys, noise or sampling.
         threads: Torch threads; part of the configuration, because sums of floats depend on it.
         evaluate_every: Evaluate after every so many rounds and after the last; default 1, under private steps 20.

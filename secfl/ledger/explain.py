@@ -8,14 +8,19 @@ from secfl.guarantees import Adversary, View
 from secfl.ledger.statement import Statement
 from secfl.ledger.words import plural, who
 
-__all__ = ["explain"]
+__all__ = ["clauses", "explain"]
 
 
 def explain(row: Statement) -> str:
     """One sentence: who, what is seen, what it means for one patient or clinic, and what would break it."""
-    adversary = Adversary(view=row.view, behaviour=row.adversary, colluders=row.colluders)
-    name = who(adversary)
-    return f"{name[0].upper()}{name[1:]} sees {row.sees}; {_meaning(row)}; {_breaks(row)}."
+    name, meaning, breaks = clauses(row)
+    return f"{name} sees {row.sees}; {meaning}; {breaks}."
+
+
+def clauses(row: Statement) -> tuple[str, str, str]:
+    """The sentence's parts: who; what it means for one patient or clinic; what would break it."""
+    name = who(Adversary(view=row.view, behaviour=row.adversary, colluders=row.colluders))
+    return f"{name[0].upper()}{name[1:]}", _meaning(row), _breaks(row)
 
 
 def _meaning(row: Statement) -> str:

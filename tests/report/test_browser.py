@@ -1,0 +1,176 @@
+"""The report in a real browser: no errors, plots drawn, tables sortable, light, dark and narrow."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from secfl.report.facts import read_run
+from secfl.report.page import run_page, write_page
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="chromium and chromium-driver are not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def page(private_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_page(run_page(read_run(private_run)), path)
+    return path
+
+
+@pytest.fixture
+def browser():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-dev-shm-usage",
+        "window-size=1200,900",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def media(browser, scheme: str) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    )
+
+
+def pixels(browser, element=None) -> np.ndarray:
+    """What is drawn in the window, or at an element anywhere on the page."""
+    settings = {"format": "png"}
+    if element is not None:
+        box = browser.execute_script(
+            "const b = arguments[0].getBoundingClientRect();"
+            "return {x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height, scale: 1}",
+            element,
+        )
+        settings |= {"clip": box, "captureBeyondViewport": True}
+    png = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", settings)["data"])
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def opened(browser, page):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(page.as_uri())
+    WebDriverWait(browser, 30).until(
+        lambda driver: driver.execute_script(
+            "return window.Bokeh !== undefined && Bokeh.documents.every(d => d.is_idle)"
+        )
+    )
+    return browser
+
+
+class TestReport:
+    def test_the_console_has_no_errors_and_nothing_was_asked_of_a_network(self, browser, page):
+        opened(browser, page)
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
+        loaded = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert not [name for name in loaded if not name.startswith(("data:", "blob:"))]
+
+    def test_every_plot_is_drawn_in_light_and_in_dark(self, browser, page):
+        from selenium.webdriver.common.by import By
+
+        papers = {}
+        for scheme in ("light", "dark"):
+            media(browser, scheme)
+            opened(browser, page)
+            papers[scheme] = pixels(browser)[5, 5].mean()
+            plots = browser.find_elements(By.CSS_SELECTOR, "figure.plot .canvas")
+            assert len(plots) == 4
+            for plot in plots:
+                seen = pixels(browser, plot)
+                coloured = np.ptp(seen, axis=2) > 60
+                assert coloured.mean() > 1e-3, f"{scheme}: an empty plot"
+                ink = np.abs(seen - seen[2, 2]).sum(axis=2).max()
+                assert ink > 300, f"{scheme}: labels hardly differ from the paper"
+        assert papers["light"] > 200 > 60 > papers["dark"]
+
+    def test_a_click_or_the_keyboard_sorts_the_table_of_adversaries(self, browser, page):
+        from selenium.webdriver.common.by import By
+        from selenium.webdriver.common.keys import Keys
+
+        opened(browser, page)
+        table = browser.find_element(By.ID, "adversary-table")
+        button = next(
+            one for one in table.find_elements(By.CSS_SELECTOR, "th button") if one.text.startswith("ε")
+        )
+
+        def shown() -> list[float]:
+            cells = table.find_elements(By.CSS_SELECTOR, "td[data-value]")
+            return [float(cell.get_attribute("data-value")) for cell in cells]
+
+        before = shown()
+        browser.execute_script("arguments[0].click()", button)
+        assert shown() == sorted(before) != before
+        button.send_keys(Keys.ENTER)
+        assert shown() == sorted(before, reverse=True)
+        heads = table.find_elements(By.CSS_SELECTOR, "th[aria-sort]")
+        assert [head.get_attribute("aria-sort") for head in heads] == ["descending"]
+
+    def test_a_phone_needs_no_sideways_scrolling(self, browser, page):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True},
+        )
+        opened(browser, page)
+        width = browser.execute_script("return document.documentElement.scrollWidth")
+        assert width <= 360
+        assert np.ptp(pixels(browser)) > 100
+
+    def test_text_has_contrast_in_light_and_in_dark(self, browser, page):
+        """WCAG 2 level AA: 4.5 to 1 between every ink and every paper it stands on."""
+        for scheme in ("light", "dark"):
+            media(browser, scheme)
+            opened(browser, page)
+            inks = colours(browser, ("--ink", "--soft", "--link", "--good", "--care", "--bad"))
+            for paper in colours(browser, ("--paper", "--panel")):
+                for ink in inks:
+                    assert contrast(ink, paper) >= 4.5, (scheme, ink, paper)
+
+    def test_it_prints_on_white_paper(self, browser, page):
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        opened(browser, page)
+        (paper,) = colours(browser, ("--paper",))
+        assert paper == (255, 255, 255)
+
+
+def colours(browser, names) -> list[tuple[int, int, int]]:
+    found = []
+    for name in names:
+        text = browser.execute_script(
+            "return getComputedStyle(document.documentElement).getPropertyValue(arguments[0]).trim()", name
+        ).lstrip("#")
+        text = "".join(2 * digit for digit in text) if len(text) == 3 else text
+        found.append(tuple(int(text[at : at + 2], 16) for at in (0, 2, 4)))
+    return found
+
+
+def contrast(one, other) -> float:
+    def luminance(colour) -> float:
+        parts = [value / 255 for value in colour]
+        red, green, blue = (
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    brighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (brighter + 0.05) / (darker + 0.05)
