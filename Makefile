@@ -69,8 +69,9 @@ format: setup ## Format the code
 bench: setup ## The benchmarks, one process
 	$(BIN)/python -m pytest -p no:xdist benchmarks --benchmark-only --benchmark-columns=min,median,rounds
 
-readme: setup ## Paste the real output of the commands into the README
+readme: setup ## Paste the real output of the commands into the README, and every --help into docs/cli.md
 	$(BIN)/python docs/paste_output.py README.md
+	$(BIN)/python docs/paste_help.py
 
 figures: setup ## Measure secure aggregation again (with make peers) and paste the figures into the pages
 	$(BIN)/secfl bench secagg --params 10000000 --clients 10 --repeats 2 --peers --json > docs/figures/secagg-10m.json
@@ -102,7 +103,7 @@ docs: ## Render the documentation into build/site
 	"$(PYTHON)" -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	.venv-docs/bin/python -m pip install --quiet "mkdocs-material>=9.5" "mkdocstrings[python]>=0.26" ruff
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 clean: ## Remove environments and caches; runs stay
 	rm -rf .venv .venv-constraints .venv-docs .venv-nvflare .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \

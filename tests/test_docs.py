@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -72,3 +76,75 @@ def test_the_pasted_blocks_of_the_readme_are_filled(project):
     assert blocks
     for command, output in blocks:
         assert output.startswith(f"```console\n$ {command}\n")
+
+
+def test_the_command_line_page_is_what_the_commands_print(project):
+    spec = importlib.util.spec_from_file_location("paste_help", project / "docs" / "paste_help.py")
+    paste_help = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(paste_help)
+    page = (project / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == paste_help.page(), "run docs/paste_help.py"
+
+
+SHELL = re.compile(r"(?:<!-- exit: (?P<code>\d+) -->\n)?```sh\n(?P<script>.*?)```", re.DOTALL)
+
+
+def run_blocks(page: Path, folder: Path) -> int:
+    """Run the ``sh`` blocks of a page in order in one folder; how many there were."""
+    beside = str(Path(sys.executable).parent)
+    environment = os.environ | {"PATH": f"{beside}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
+    count = 0
+    for block in SHELL.finditer(page.read_text(encoding="utf-8")):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block["script"]],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == int(block["code"] or 0), f"{block['script']}\n{done.stdout}{done.stderr}"
+        count += 1
+    return count
+
+
+def test_blocks_run_in_order_and_their_exit_codes_count(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```sh\necho 7 > x\n```\n<!-- exit: 3 -->\n```sh\ngrep -q 7 x\nexit 3\n```\n")
+    assert run_blocks(page, tmp_path) == 2
+    page.write_text("```sh\nfalse\ntrue\n```\n")
+    with pytest.raises(AssertionError):
+        run_blocks(page, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_step_of_the_tutorial_works(project, tmp_path):
+    assert run_blocks(project / "docs" / "tutorial.md", tmp_path) >= 10
+
+
+@pytest.mark.slow
+def test_every_pasted_command_of_the_readme_works(paste_output, project, tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((project / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    assert paste_output.refresh(copy) >= 2
+
+
+def test_the_make_targets_that_pages_name_exist(project):
+    targets = set(
+        re.findall(r"^([a-z-]+):", (project / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    for page in (project / "README.md", *(project / "docs").rglob("*.md")):
+        named = set(
+            re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        )
+        missing = {one or other for one, other in named} - targets
+        assert not missing, f"{page.relative_to(project)}: {missing}"
+
+
+def test_every_page_is_in_the_navigation(project):
+    nav = (project / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    for page in (project / "docs").rglob("*.md"):
+        name = page.relative_to(project / "docs").as_posix()
+        if name.startswith(("adr/0", "results/")) and name != "adr/README.md":
+            continue
+        assert name in nav, f"docs/{name} is not in the navigation of mkdocs.yml"

@@ -49,7 +49,6 @@ app = typer.Typer(
     help="Federated segmentation of medical images with secure aggregation and a privacy ledger.",
     epilog="Exit codes: 0 done, 2 bad input, 3 refused by the privacy policy, 4 protocol aborted, "
     "5 verification failed, 6 ledger not closed.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("init")(init.init)
