@@ -32,5 +32,12 @@ class Entry:
         return cast("PublishedStudy", getattr(import_module(module), attribute))
 
 
-STUDIES: Mapping[str, Entry] = MappingProxyType({})
+STUDIES: Mapping[str, Entry] = MappingProxyType(
+    {
+        "dvt": Entry(
+            "secfl.studies.published.dvt:STUDY",
+            "Veins of the leg by unlike models: phases of 3, 5 and 7 clients, one global student.",
+        ),
+    }
+)
 """Word on the command line -> study."""
