@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secfl.audit.findings import Finding, from_p_value
-from secfl.audit.recording import Recording, is_from_client, read_run_recording
+from secfl.audit.recorded_sums import recorded_sums
+from secfl.audit.recording import Recording, is_from_client
 from secfl.audit.seen import Input, RunShape, Seen, look_through
 from secfl.audit.uniformity import audit_updates
 from secfl.audit.verdicts import REFUTED_LEVEL
@@ -25,10 +27,9 @@ from secfl.crypto.hazmat import shamir
 from secfl.crypto.hazmat.prg import MaskStream, Sign, add_streams
 from secfl.crypto.masking_keys import self_key
 from secfl.crypto.wire import MessageType
-from secfl.errors import DataError
-from secfl.types import ClientId, VectorSpec
+from secfl.types import ClientId
 
-__all__ = ["audit_run_transcript", "audit_transcript", "shape_of_run"]
+__all__ = ["audit_run_transcript", "audit_transcript"]
 
 _MOST_ELEMENTS = 1 << 24
 _SIGNIFICANT_BYTES = 8
@@ -38,12 +39,18 @@ _LEAST_ELEMENTS = 256
 
 
 def audit_run_transcript(run: Path, *, level: float = REFUTED_LEVEL) -> list[Finding]:
-    """Audit a run directory that was made with ``--record``.
+    """Audit a run directory that was made with ``--record``: every sum of it, under its name where there are several.
 
     Raises:
         DataError: Not recorded, or damaged.
     """
-    return audit_transcript(read_run_recording(run), shape_of_run(run), level=level)
+    sums = recorded_sums(run)
+    found = []
+    for one in sums:
+        prefix = f"{one.name}: " if len(sums) > 1 else ""
+        findings = audit_transcript(one.recording, one.shape, level=level / len(sums))
+        found += [replace(each, name=prefix + each.name) for each in findings]
+    return found
 
 
 def audit_transcript(recording: Recording, shape: RunShape, *, level: float = REFUTED_LEVEL) -> list[Finding]:
@@ -80,57 +87,6 @@ def audit_transcript(recording: Recording, shape: RunShape, *, level: float = RE
         found += audit_updates(rows, bits=bits[name], level=level / 4 / len(names), name=name)
     found += _after_unmasking(seen, shape, level=level / 4)
     found.append(_opens_under_public(seen, bits, level=level / 4))
-    return found
-
-
-def shape_of_run(run: Path) -> RunShape:
-    """What a run directory says in public: its configuration and its ledger's first entry."""
-    from secfl.config import Weighting as WeightingName
-    from secfl.crypto.weights import Weighting
-    from secfl.federation.offer import UPDATE_VECTOR
-    from secfl.federation.rundir import RunDirectory
-    from secfl.ledger.reader import replay
-
-    directory = RunDirectory.open(run)
-    config = directory.config()
-    try:
-        header = replay(directory.ledger.read_bytes()).state.header
-    except OSError:
-        raise DataError(f"{directory.ledger}: cannot be read") from None
-    numbers = header.parameters
-    vectors = [
-        VectorSpec(
-            name=UPDATE_VECTOR, length=int(numbers["dimension"]), modulus_bits=int(numbers["modulus_bits"])
-        )
-    ]
-    if config.training.weighting is not WeightingName.EQUAL and header.plan is None:
-        weighting = Weighting(largest=config.training.max_weight)
-        vectors.append(weighting.vector_spec(clients=len(header.cohort)))
-    return RunShape(
-        scheme=header.scheme,
-        key_mode=header.key_mode,
-        cohort=header.cohort,
-        threshold=header.threshold,
-        vectors=tuple(vectors),
-        hides=header.scheme != "plain",
-        statistics=_statistics(directory.read_metrics()),
-    )
-
-
-def _statistics(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Per-site metrics and local figures of a simulation: known here, and never to be sent."""
-    found: dict[str, float] = {}
-
-    def walk(name: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{name}.{key}", inner)
-        elif isinstance(value, float) and value not in (0.0, 1.0) and math.isfinite(value):
-            found[name] = value
-
-    for row in rows:
-        walk(f"round {row.get('round')}", row.get("evaluation_only") or {})
-        walk(f"round {row.get('round')}", {"clipped_fraction": row.get("clipped_fraction")})
     return found
 
 

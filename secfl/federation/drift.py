@@ -37,7 +37,8 @@ class DriftMeter:
 
     grid: Grid
 
-    def vector_spec(self, *, clients: int) -> VectorSpec:
+    @staticmethod
+    def vector_spec(*, clients: int) -> VectorSpec:
         """The round's vector for the squared norms of ``clients`` clients; it cannot wrap."""
         return VectorSpec(name=DRIFT_VECTOR, length=1, modulus_bits=(clients << _BITS).bit_length() + 1)
 
