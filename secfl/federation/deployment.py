@@ -26,7 +26,7 @@ from secfl.federation.members import Members
 from secfl.federation.observer import Observer
 from secfl.federation.requests import Failed, Opened, OpenRun, Refused, decode_reply, decode_request, encode
 from secfl.federation.simulation import start
-from secfl.federation.site_agent import Reports, SiteAgent
+from secfl.federation.site_agent import Reports, SiteAgent, told
 from secfl.federation.site_setup import make_agent
 from secfl.federation.work import make_task
 from secfl.segmentation.task import Task
@@ -110,7 +110,7 @@ class SiteHome:
         except RemoteProtocolError as error:
             return encode(Refused(round_id=RoundId(0), reason=error.reason))
         except SecflError as error:
-            return encode(Failed(round_id=RoundId(0), reason=str(error)))
+            return encode(Failed(round_id=RoundId(0), reason=told(error, Reports.NOTHING)))
         return agent.handle(request)
 
     def close(self) -> None:

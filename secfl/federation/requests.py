@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secfl.crypto.snapshots import split_fields
+from secfl.crypto.wire import Phase
 from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.ledger.checkpoints import Checkpoint
@@ -48,7 +49,9 @@ _MAGIC: Final = b"SFR1"
 _HEAD: Final = len(_MAGIC) + 1
 _MOST_FIELDS: Final = 256
 _MOST_TEXT: Final = 4096
+_MOST_FIGURES: Final = 256
 _HASH: Final = 32
+_PHASES: Final = frozenset({*(one.value for one in Phase), "end"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +239,7 @@ def decode_reply(data: bytes, *, peer: str, most_bytes: int) -> Reply:
                 number, phase, seconds, report, *payloads = parts
                 return Sent(
                     round_id=_round(number),
-                    phase=_text(phase),
+                    phase=_phase(phase),
                     payloads=tuple(payloads),
                     seconds=_seconds(seconds),
                     report=_figures(report),
@@ -363,6 +366,12 @@ def _text(data: bytes) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in data.decode())
 
 
+def _phase(data: bytes) -> str:
+    if (name := _text(data)) not in _PHASES:
+        raise ValueError("not a phase")
+    return name
+
+
 def _seconds(data: bytes) -> float:
     value: float = struct.unpack("<d", data)[0]
     return value if math.isfinite(value) and value >= 0 else 0.0
@@ -378,6 +387,8 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _figures(data: bytes) -> dict[str, float]:
+    if len(data) > _MOST_FIGURES:
+        raise ValueError("figures too long")
     figures = {str(name): float(value) for name, value in _object(data).items()}
     if not all(math.isfinite(value) for value in figures.values()):
         raise ValueError("a figure is not finite")

@@ -7,6 +7,7 @@ same again it repeats the same bytes, asked something else it refuses.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import numpy as np
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, Running
 from secfl.crypto.hazmat.sealed import derive
 from secfl.crypto.identity import Directory, Identity
-from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError, SecflError
+from secfl.errors import ConfigError, DataError, LocalProtocolError, RemoteProtocolError, SecflError
 from secfl.federation.checkpoint import write_atomically
 from secfl.federation.journal import Journal
 from secfl.federation.journaled_party import JournaledParty
@@ -51,9 +52,10 @@ from secfl.randomness import Rng
 from secfl.segmentation.task import State
 from secfl.types import AGGREGATOR, PrivatizedUpdate, RoundId, RoundSpec, SchemeSpec
 
-__all__ = ["LocalTraining", "Reports", "SiteAgent", "SiteTerms", "largest_message"]
+__all__ = ["LocalTraining", "Reports", "SiteAgent", "SiteTerms", "largest_message", "told"]
 
 _OVERHEAD: Final = 1 << 20
+_LOG: Final = logging.getLogger("secfl.site")  # without a set-up, Python writes errors to standard error
 
 
 class Reports(StrEnum):
@@ -63,6 +65,14 @@ class Reports(StrEnum):
     """Nothing about a single site leaves it: deployment."""
     SIMULATION = "simulation"
     """Everything runs on one host anyway."""
+
+
+def told(error: SecflError, reports: Reports) -> str:
+    """What a site says of its own error: of its data nothing, for messages about files name them, and so patients."""
+    if isinstance(error, DataError) and reports is Reports.NOTHING:
+        _LOG.error("%s", error)
+        return "its data cannot be used; its own log says why"
+    return str(error)
 
 
 def largest_message(parameters: int, clients: int) -> int:
@@ -177,7 +187,7 @@ class SiteAgent:
         except RemoteProtocolError as error:
             reply = Refused(round_id=number, reason=error.reason)
         except SecflError as error:
-            reply = Failed(round_id=number, reason=str(error))
+            reply = Failed(round_id=number, reason=told(error, self._reports))
         return encode(reply)
 
     def _enter(self, message: OfferRound) -> Reply:

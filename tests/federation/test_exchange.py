@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secfl.errors import BelowThreshold, LocalProtocolError, RemoteProtocolError, RoundAborted
+from secfl.errors import BelowThreshold, DataError, LocalProtocolError, RemoteProtocolError, RoundAborted
 from secfl.federation.exchange import Deadlines, ExchangeDriver
 from secfl.federation.inprocess import InProcessDriver
 from secfl.federation.requests import Failed, OfferRound, Refused, Sent, decode_reply, decode_request, encode
@@ -205,6 +205,43 @@ class TestWhatASiteRefuses:
         one = stage()
         reply = one.agents["a"].handle(encode(Deliver(round_id=3, payloads=(b"x",))))
         assert "no round is under way" in decode_reply(reply, peer="a", most_bytes=999).reason
+
+
+class TestWhatASiteTells:
+    """In deployment a reply is its envelopes and a phase; `secfl.audit.contents` accounts for the envelopes."""
+
+    @pytest.mark.parametrize("scheme", ALL)
+    def test_nothing_beside_its_envelopes(self, stage, scheme):
+        one = stage(scheme, reports=Reports.NOTHING)
+        exchange = remote.DirectExchange(one)
+        one.run(exchange)
+        for name, data in exchange.replies:
+            reply = decode_reply(data, peer=name, most_bytes=1 << 20)
+            assert isinstance(reply, Sent)
+            assert reply.report == {}
+            assert reply.seconds == 0
+            # magic, kind, four fixed fields and each envelope, with a length of 8 bytes before every field
+            fixed = len(b"SFR1") + 1 + 8 + len(reply.phase) + 8 + len("{}") + 4 * 8
+            assert len(data) == fixed + sum(8 + len(payload) for payload in reply.payloads)
+
+    @pytest.mark.parametrize("reports", list(Reports))
+    def test_not_which_file_is_bad(self, stage, reports, caplog):
+        """Errors about data name files, and files name patients: in deployment they stay in the site's log."""
+        one = stage(reports=reports)
+
+        def contribute(offer, spec):
+            raise DataError("a/images/DOE-JANE-1961.png: holds NaN")
+
+        one.work["a"].contribute = contribute
+        exchange = remote.DirectExchange(one)
+        one.run(exchange)
+        (reason,) = {reply.reason for _, reply in replied(exchange, Failed)}
+        if reports is Reports.SIMULATION:
+            assert "DOE-JANE" in reason
+        else:
+            assert not any(b"DOE" in data for _, data in exchange.replies)
+            assert reason == "its data cannot be used; its own log says why"
+            assert "DOE-JANE" in caplog.text
 
 
 class TestWhatACoordinatorRefuses:

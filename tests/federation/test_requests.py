@@ -102,6 +102,15 @@ def test_text_of_a_peer_has_no_control_characters():
     assert reply.reason == "red?[31m?"
 
 
+@pytest.mark.parametrize(
+    "change", [{"phase": "x" * 4000}, {"phase": "P0 P1 P2"}, {"report": {"x" * 300: 1.0}}], ids=str
+)
+def test_a_reply_has_no_room_beside_its_envelopes(change):
+    sent = Sent(**({"round_id": RoundId(7), "phase": "end", "payloads": ()} | change))
+    with pytest.raises(RemoteProtocolError, match="malformed"):
+        decode_reply(encode(sent), peer="p", most_bytes=MOST)
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from([*REQUESTS, *REPLIES]), st.data())
 def test_changed_bytes_end_in_blame_or_in_a_message(message, data):
