@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secfl.audit.passing_task import PassingTask
 from secfl.dp.clipping import GridClip, PatientAccumulator
 from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed, Rng
-from secfl.segmentation.task import LocalResult, PatientTask, Preview, SiteMetrics, State
+from secfl.segmentation.task import PatientTask, State
 from secfl.types import join_fields
 
 __all__ = ["Canaries", "CanaryPlan", "CanaryTask", "plan_canaries", "task_digest"]
@@ -152,7 +153,7 @@ def task_digest(inner: bytes, plan: CanaryPlan) -> bytes:
     return hashlib.sha256(join_fields(_FORMAT, inner, plan.commitment())).digest()
 
 
-class CanaryTask:
+class CanaryTask(PassingTask):
     """A task with canaries among the patients of its sites.
 
     Patients come first, then the canaries whose coins fell for "in". What a site did is kept for the auditor: the
@@ -165,50 +166,16 @@ class CanaryTask:
     """
 
     def __init__(self, inner: PatientTask, plan: CanaryPlan, *, clip: GridClip) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._plan = plan
         self._clip = clip
         self.canaries = Canaries.draw(plan, clip=clip, sites=len(inner.sites))
         self.known: dict[str, NDArray[np.int64]] = {}
         self.sampled: dict[str, NDArray[np.intp]] = {}
 
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """As inside."""
-        return self._inner.sites
-
-    @property
-    def is_phantom(self) -> bool:
-        """As inside."""
-        return self._inner.is_phantom
-
     def digest(self) -> bytes:
         """The inner task's, and the commitment to canaries, coins and rule."""
         return task_digest(self._inner.digest(), self._plan)
-
-    def examples(self, site: str) -> int:
-        """As inside."""
-        return self._inner.examples(site)
-
-    def initial_state(self) -> State:
-        """As inside."""
-        return self._inner.initial_state()
-
-    def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
-        """As inside: without canaries."""
-        return self._inner.train(site, state, round_index=round_index)
-
-    def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
-        """As inside: without canaries."""
-        return self._inner.train_reference(sites, rounds=rounds)
-
-    def evaluate(self, site: str, state: State) -> SiteMetrics:
-        """As inside."""
-        return self._inner.evaluate(site, state)
-
-    def previews(self, site: str, state: State) -> Sequence[Preview]:
-        """As inside."""
-        return self._inner.previews(site, state)
 
     def patients(self, site: str) -> int:
         """Real patients and the site's canaries that are in."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from secfl._version import __version__
 from secfl.audit.canaries import CanaryPlan, task_digest
-from secfl.audit.canary_run import Book, CanaryAudit, offer_of, prepare, watched_sites
+from secfl.audit.canary_book import Book, CanaryAudit
+from secfl.audit.canary_world import offer_of, prepare, watched_sites
 from secfl.audit.findings import Finding
 from secfl.config import RunConfig
 from secfl.crypto.identity import Directory, Identity

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secfl.audit.findings import Finding
+from secfl.audit.passing_task import PassingTask
 from secfl.audit.replay import ReplayAudit, replay
 from secfl.errors import ConfigError
 from secfl.federation.local_work import PatientStep
@@ -22,7 +23,7 @@ from secfl.federation.offer import RoundOffer
 from secfl.federation.privacy import RunTerms
 from secfl.guarantees import UnitOfPrivacy
 from secfl.randomness import Rng
-from secfl.segmentation.task import LocalResult, PatientTask, Preview, SiteMetrics, State
+from secfl.segmentation.task import PatientTask, State
 from secfl.types import ClientId, RoundId, SchemeSpec
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ HOSTILE_ROWS: dict[str, Row] = {
 }
 
 
-class PatientView:
+class PatientView(PassingTask):
     """A task in which one patient's gradient is left out, or replaced; everything else passes through.
 
     Args:
@@ -53,52 +54,10 @@ class PatientView:
     """
 
     def __init__(self, inner: PatientTask, site: str, patient: int, *, row: Row | None) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._site = site
         self._patient = patient
         self._row = row
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        """As inside."""
-        return self._inner.sites
-
-    @property
-    def is_phantom(self) -> bool:
-        """As inside."""
-        return self._inner.is_phantom
-
-    def digest(self) -> bytes:
-        """As inside: neighbours are not told apart by settings."""
-        return self._inner.digest()
-
-    def examples(self, site: str) -> int:
-        """As inside."""
-        return self._inner.examples(site)
-
-    def initial_state(self) -> State:
-        """As inside."""
-        return self._inner.initial_state()
-
-    def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
-        """As inside."""
-        return self._inner.train(site, state, round_index=round_index)
-
-    def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
-        """As inside."""
-        return self._inner.train_reference(sites, rounds=rounds)
-
-    def evaluate(self, site: str, state: State) -> SiteMetrics:
-        """As inside."""
-        return self._inner.evaluate(site, state)
-
-    def previews(self, site: str, state: State) -> Sequence[Preview]:
-        """As inside."""
-        return self._inner.previews(site, state)
-
-    def patients(self, site: str) -> int:
-        """As inside."""
-        return self._inner.patients(site)
 
     def patient_gradients(
         self, site: str, state: State, chosen: NDArray[np.intp]

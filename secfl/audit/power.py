@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from secfl._version import __version__
-from secfl.audit.canary_run import CanaryAudit, audit_integers, prepare
+from secfl.audit.canary_book import CanaryAudit
+from secfl.audit.canary_run import audit_integers
+from secfl.audit.canary_world import prepare
 from secfl.audit.noise_tests import shortfall_found, variance_test
 from secfl.config import load_config
 from secfl.dp.noise import NoiseFamily, integer_sampler

@@ -13,7 +13,7 @@ import typer
 from secfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from secfl.audit.canary_run import CanaryAudit
+    from secfl.audit.canary_book import CanaryAudit
     from secfl.audit.findings import Finding
 
 __all__ = ["app"]
@@ -43,20 +43,22 @@ class PeerChoice(StrEnum):
 @app.command("suite")
 def suite(
     preset: Annotated[SuiteSize, typer.Option(help="smoke takes under three minutes.")] = SuiteSize.SMOKE,
-    seed: Annotated[int, typer.Option(min=0, help="Of the controls' randomness.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the controls' randomness; the first of several.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat under so many seeds.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
     """Run the controls: detectors must flag what is wrong on purpose, and keep silent about what is right."""
     from secfl.audit.controls import Preset
-    from secfl.audit.suite import run_suite
+    from secfl.audit.suite import repeat_suite
 
     def progress(name: str, done: int, total: int) -> None:
         typer.echo(f"{done + 1}/{total} {name}", err=True)
 
-    report = run_suite(Preset(preset.value), seed=seed, progress=progress)
+    repeated = repeat_suite(Preset(preset.value), seeds=seeds, first=seed, progress=progress)
+    report = repeated.reports[0]
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
+        typer.echo(json.dumps((report if seeds == 1 else repeated).to_dict(), indent=2))
+    elif seeds == 1:
         rows = [
             (
                 one.control.name,
@@ -74,7 +76,28 @@ def suite(
         typer.echo(
             f"{len(report.outcomes)} controls, {wrong} not as expected; each at a false-alarm rate of 1e-6"
         )
-    if not report.passed:
+    else:
+        table = repeated.rows()
+        _table(
+            ("control", "kind", "expected", "flagged", "p from", "to", "time"),
+            [
+                (
+                    row["name"],
+                    row["kind"],
+                    f"{seeds if row['expected'] else 0} of {seeds}",
+                    f"{row['flagged']} of {seeds}",
+                    _p_value(row["p_value_least"]),
+                    _p_value(row["p_value_most"]),
+                    f"{row['seconds']:.1f} s",
+                )
+                for row in table
+            ],
+        )
+        wrong = sum(len(row["wrong_seeds"]) for row in table)
+        typer.echo(
+            f"{len(table)} controls under {seeds} seeds, {wrong} not as expected; each at a false-alarm rate of 1e-6"
+        )
+    if not repeated.passed:
         raise typer.Exit(_FAILED)
 
 

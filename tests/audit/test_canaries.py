@@ -12,7 +12,8 @@ from secfl.audit import Verdict
 from secfl.audit.bounds import separation_of_epsilon
 from secfl.audit.canaries import Canaries, CanaryPlan, CanaryTask, plan_canaries
 from secfl.audit.canary_protocol import audit_run, read_audit
-from secfl.audit.canary_run import audit_integers, prepare
+from secfl.audit.canary_run import audit_integers
+from secfl.audit.canary_world import prepare
 from secfl.audit.power import canary_rows
 from secfl.audit.scores import best_guesses, expected_power, guess, llr_step, power_of, simulated_scores
 from secfl.cli.main import main
