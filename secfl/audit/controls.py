@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
+from typing import TypeAlias
 
 from secfl.audit.findings import Finding
 from secfl.audit.mechanism import MechanismAudit
 from secfl.audit.verdicts import Verdict
 from secfl.randomness import InsecureSeededRng
 
-__all__ = ["Control", "Kind", "Preset", "finding_of_audit"]
+__all__ = ["Control", "Kind", "Preset", "Run", "finding_of_audit", "wrong_and_right"]
+
+Run: TypeAlias = Callable[[InsecureSeededRng], Finding]
+"""From a source of repeatable randomness to the detector's finding."""
 
 
 class Kind(StrEnum):
@@ -43,13 +48,28 @@ class Control:
     name: str
     kind: Kind
     detector: str
-    run: Callable[[InsecureSeededRng], Finding]
+    run: Run
     preset: Preset = Preset.SMOKE
 
     @property
     def expected(self) -> bool:
         """Whether it must be flagged."""
         return self.kind is Kind.NEGATIVE
+
+
+def wrong_and_right(
+    detector: str,
+    *,
+    wrong: Mapping[str, Run] = MappingProxyType({}),
+    right: Mapping[str, Run] = MappingProxyType({}),
+    preset: Preset = Preset.SMOKE,
+) -> list[Control]:
+    """Controls of one detector by name: first what it must flag, then what it must not."""
+    return [
+        Control(name=name, kind=kind, detector=detector, run=run, preset=preset)
+        for kind, runs in ((Kind.NEGATIVE, wrong), (Kind.POSITIVE, right))
+        for name, run in runs.items()
+    ]
 
 
 def finding_of_audit(name: str, audit: MechanismAudit) -> Finding:

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from secfl.audit.controls import Control, Kind, Preset, finding_of_audit
+from secfl.audit.controls import Control, Preset, Run, finding_of_audit, wrong_and_right
 from secfl.audit.findings import Finding
 from secfl.audit.mechanism import audit_samples
 from secfl.audit.noise_tests import correlation_test, variance_test
@@ -62,24 +62,23 @@ def _noise(share: NoiseShare | None, rng: Rng) -> NDArray[np.int64]:
 
 
 def _noise_controls() -> list[Control]:
-    def variance(share: NoiseShare | None) -> Callable[[InsecureSeededRng], Finding]:
+    def variance(share: NoiseShare | None) -> Run:
         return lambda rng: variance_test(_noise(share, rng), _SHARE.sigma)
 
-    def pair(one: str, other: str) -> Callable[[InsecureSeededRng], Finding]:
+    def pair(one: str, other: str) -> Run:
         return lambda rng: correlation_test(_noise(_SHARE, rng.fork(one)), _noise(_SHARE, rng.fork(other)))
 
-    test, both = "variance test", "correlation of two noises"
     return [
-        Control(name="noise off", kind=Kind.NEGATIVE, detector=test, run=variance(None)),
-        Control(name="noise halved", kind=Kind.NEGATIVE, detector=test, run=variance(_HALF)),
-        Control(name="noise as planned", kind=Kind.POSITIVE, detector=test, run=variance(_SHARE)),
-        Control(
-            name="one noise seed for two clients",
-            kind=Kind.NEGATIVE,
-            detector=both,
-            run=pair("everybody", "everybody"),
+        *wrong_and_right(
+            "variance test",
+            wrong={"noise off": variance(None), "noise halved": variance(_HALF)},
+            right={"noise as planned": variance(_SHARE)},
         ),
-        Control(name="noise of two clients", kind=Kind.POSITIVE, detector=both, run=pair("a", "b")),
+        *wrong_and_right(
+            "correlation of two noises",
+            wrong={"one noise seed for two clients": pair("everybody", "everybody")},
+            right={"noise of two clients": pair("a", "b")},
+        ),
     ]
 
 
@@ -141,10 +140,10 @@ def _nan_goes_through(gradients: _Gradients, rng: Rng) -> NDArray[np.float64]:
 def _replay_controls() -> list[Control]:
     bound = float(_GRID.sensitivity)
 
-    def measured(step: Callable[[_Gradients, Rng], NDArray[np.uint64]]) -> Callable[[Rng], Finding]:
+    def measured(step: Callable[[_Gradients, Rng], NDArray[np.uint64]]) -> Run:
         return lambda _: replay(step, neighbours=_scenes(), sensitivity=bound, bits=_BITS).finding("replay")
 
-    def replaced(sensitivity: float) -> Callable[[Rng], Finding]:
+    def replaced(sensitivity: float) -> Run:
         others = [_unit(0.0, 1.0)]
         pair = ([*others, 1e6 * _unit(1.0)], [*others, 1e6 * _unit(-1.0)])
         return lambda _: replay(_ours, neighbours=[pair], sensitivity=sensitivity, bits=_BITS).finding(
@@ -154,24 +153,26 @@ def _replay_controls() -> list[Control]:
     def nan(_: Rng) -> Finding:
         return replay(_nan_goes_through, neighbours=_scenes()[2:], sensitivity=bound).finding("replay")
 
-    def control(name: str, kind: Kind, run: Callable[[Rng], Finding]) -> Control:
-        return Control(name=name, kind=kind, detector="replay", run=run)
-
-    return [
-        control("clip after the sum", Kind.NEGATIVE, measured(_clip_after_the_sum)),
-        control("mean over the actual batch", Kind.NEGATIVE, measured(_mean_over_the_batch)),
-        control("NaN in an update", Kind.NEGATIVE, nan),
-        control("every patient clipped, NaN and all", Kind.POSITIVE, measured(_ours)),
-        control("replace-one accounted with add/remove sensitivity", Kind.NEGATIVE, replaced(bound)),
-        control("replace-one accounted with twice the sensitivity", Kind.POSITIVE, replaced(2 * bound)),
-    ]
+    return wrong_and_right(
+        "replay",
+        wrong={
+            "clip after the sum": measured(_clip_after_the_sum),
+            "mean over the actual batch": measured(_mean_over_the_batch),
+            "NaN in an update": nan,
+            "replace-one accounted with add/remove sensitivity": replaced(bound),
+        },
+        right={
+            "every patient clipped, NaN and all": measured(_ours),
+            "replace-one accounted with twice the sensitivity": replaced(2 * bound),
+        },
+    )
 
 
 # Mechanisms
 
 
 def _mechanism_controls() -> list[Control]:
-    def one_view(share: NoiseShare | None, draws: int) -> Callable[[InsecureSeededRng], Finding]:
+    def one_view(share: NoiseShare | None, draws: int) -> Run:
         def run(rng: InsecureSeededRng) -> Finding:
             present, absent = release_samples(_PLAN, shares=5, draws=draws, rng=rng, noise=share)
             claimed = (_PLAN.epsilon(_PLAN.noise_multiplier), _PLAN.delta)
@@ -203,23 +204,18 @@ def _mechanism_controls() -> list[Control]:
         )
 
     halved = replace(_PLAN.noise_share(), sigma=_PLAN.share_sigma() / 4)
-    audit = "mechanism audit"
     return [
-        Control(
-            name="a quarter of the noise", kind=Kind.NEGATIVE, detector=audit, run=one_view(halved, 50_000)
+        *wrong_and_right(
+            "mechanism audit",
+            wrong={"a quarter of the noise": one_view(halved, 50_000)},
+            right={"clip, round, noise, sum": one_view(None, 50_000)},
         ),
-        Control(
-            name="clip, round, noise, sum", kind=Kind.POSITIVE, detector=audit, run=one_view(None, 50_000)
+        *wrong_and_right(
+            "mechanism audit", right={"every view of a release, 1e6 draws": every_view}, preset=Preset.FULL
         ),
-        Control(
-            name="every view of a release, 1e6 draws",
-            kind=Kind.POSITIVE,
-            detector=audit,
-            run=every_view,
-            preset=Preset.FULL,
+        *wrong_and_right(
+            "unreachable outputs", wrong={"floating-point noise": floats}, right={"integer noise": integers}
         ),
-        Control(name="floating-point noise", kind=Kind.NEGATIVE, detector="unreachable outputs", run=floats),
-        Control(name="integer noise", kind=Kind.POSITIVE, detector="unreachable outputs", run=integers),
     ]
 
 
@@ -255,18 +251,8 @@ def _adaptive(rng: InsecureSeededRng, *, direction: int) -> Finding:
 
 
 def _clip_controls() -> list[Control]:
-    test = "convergence test"
-    return [
-        Control(
-            name="adaptive clip with the sign inverted",
-            kind=Kind.NEGATIVE,
-            detector=test,
-            run=lambda rng: _adaptive(rng, direction=-1),
-        ),
-        Control(
-            name="adaptive clip",
-            kind=Kind.POSITIVE,
-            detector=test,
-            run=lambda rng: _adaptive(rng, direction=1),
-        ),
-    ]
+    return wrong_and_right(
+        "convergence test",
+        wrong={"adaptive clip with the sign inverted": lambda rng: _adaptive(rng, direction=-1)},
+        right={"adaptive clip": lambda rng: _adaptive(rng, direction=1)},
+    )

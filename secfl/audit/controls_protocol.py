@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from secfl.audit.controls import Control, Kind, Preset
+from secfl.audit.controls import Control, Preset, Run, wrong_and_right
 from secfl.audit.findings import Finding
 from secfl.audit.other_tests import collision_test
 from secfl.audit.recording import Recording
@@ -40,7 +40,6 @@ _RATE: Final = 0.1
 _STEPS: Final = 400
 _STREAMS: Final = 1 << 18
 _MASKING: Final = SchemeSpec(name="masking")
-_Run = Callable[[InsecureSeededRng], Finding]
 
 
 def protocol_controls() -> list[Control]:
@@ -68,50 +67,40 @@ def _shuffled(rng: Rng) -> NDArray[np.bool_]:
 
 
 def _sampling_controls() -> list[Control]:
-    def restarted(sources: Callable[[InsecureSeededRng, int], Rng]) -> _Run:
+    def restarted(sources: Callable[[InsecureSeededRng, int], Rng]) -> Run:
         def run(rng: InsecureSeededRng) -> Finding:
             starts = iter((0, 1))
             return repetition_test(lambda: _poisson(sources(rng, next(starts))), _RATE)
 
         return run
 
-    sizes, inclusions, restarts = "batch sizes", "inclusions", "restart"
     return [
-        Control(
-            name="shuffling accounted as Poisson (sizes)",
-            kind=Kind.NEGATIVE,
-            detector=sizes,
-            run=lambda rng: batch_size_test(_shuffled(rng), _RATE),
+        *wrong_and_right(
+            "batch sizes",
+            wrong={
+                "shuffling accounted as Poisson (sizes)": lambda rng: batch_size_test(_shuffled(rng), _RATE)
+            },
+            right={"Poisson sampling (sizes)": lambda rng: batch_size_test(_poisson(rng), _RATE)},
         ),
-        Control(
-            name="shuffling accounted as Poisson (inclusions)",
-            kind=Kind.NEGATIVE,
-            detector=inclusions,
-            run=lambda rng: inclusion_test(_shuffled(rng), _RATE),
+        *wrong_and_right(
+            "inclusions",
+            wrong={
+                "shuffling accounted as Poisson (inclusions)": lambda rng: inclusion_test(
+                    _shuffled(rng), _RATE
+                )
+            },
+            right={"Poisson sampling (inclusions)": lambda rng: inclusion_test(_poisson(rng), _RATE)},
         ),
-        Control(
-            name="Poisson sampling (sizes)",
-            kind=Kind.POSITIVE,
-            detector=sizes,
-            run=lambda rng: batch_size_test(_poisson(rng), _RATE),
-        ),
-        Control(
-            name="Poisson sampling (inclusions)",
-            kind=Kind.POSITIVE,
-            detector=inclusions,
-            run=lambda rng: inclusion_test(_poisson(rng), _RATE),
-        ),
-        Control(
-            name="seeded sampling presented as secret",
-            kind=Kind.NEGATIVE,
-            detector=restarts,
-            run=restarted(lambda rng, _: rng.fork("the experiment's seed")),
-        ),
-        Control(
-            name="sampling from a source of its own",
-            kind=Kind.POSITIVE,
-            detector=restarts,
-            run=restarted(lambda rng, start: rng.fork(f"start {start}")),
+        *wrong_and_right(
+            "restart",
+            wrong={
+                "seeded sampling presented as secret": restarted(
+                    lambda rng, _: rng.fork("the experiment's seed")
+                )
+            },
+            right={
+                "sampling from a source of its own": restarted(lambda rng, start: rng.fork(f"start {start}"))
+            },
         ),
     ]
 
@@ -129,7 +118,7 @@ class _SelfMaskOnly(MaskingClient):
         return super()._streams(vector, {})
 
 
-def _transcript(scheme: SecureAggregation, spec: SchemeSpec, *, edit: object = None) -> _Run:
+def _transcript(scheme: SecureAggregation, spec: SchemeSpec, *, edit: object = None) -> Run:
     def run(rng: InsecureSeededRng) -> Finding:
         recording, shape = record_rounds(scheme, spec, rounds=6, rng=rng)
         if callable(edit):
@@ -170,40 +159,31 @@ def _leak_one_coordinate(recording: Recording, shape: RunShape, rng: InsecureSee
 
 
 def _transcript_controls() -> list[Control]:
-    def control(name: str, kind: Kind, run: _Run, preset: Preset = Preset.SMOKE) -> Control:
-        return Control(name=name, kind=kind, detector="transcript audit", run=run, preset=preset)
-
-    honest = Masking(threads=1)
+    honest, test = Masking(threads=1), "transcript audit"
     return [
-        control(
-            "plain presented as secure",
-            Kind.NEGATIVE,
-            _transcript(Plain(threads=1), SchemeSpec(name="plain")),
+        *wrong_and_right(
+            test,
+            wrong={
+                "plain presented as secure": _transcript(Plain(threads=1), SchemeSpec(name="plain")),
+                "a scheme that leaks one coordinate": _transcript(
+                    honest, _MASKING, edit=_leak_one_coordinate
+                ),
+                "a value where a nonce should be": _transcript(
+                    BrokenMasking(client_class=LeakyClient), _MASKING
+                ),
+                "self masks alone": _transcript(BrokenMasking(client_class=_SelfMaskOnly), _MASKING),
+            },
+            right={"masking": _transcript(honest, _MASKING)},
         ),
-        control(
-            "a scheme that leaks one coordinate",
-            Kind.NEGATIVE,
-            _transcript(honest, _MASKING, edit=_leak_one_coordinate),
-        ),
-        control(
-            "a value where a nonce should be",
-            Kind.NEGATIVE,
-            _transcript(BrokenMasking(client_class=LeakyClient), _MASKING),
-        ),
-        control(
-            "self masks alone",
-            Kind.NEGATIVE,
-            _transcript(BrokenMasking(client_class=_SelfMaskOnly), _MASKING),
-        ),
-        control("masking", Kind.POSITIVE, _transcript(honest, _MASKING)),
-        *(
-            control(f"ckks, {mode}", Kind.POSITIVE, _ckks(mode), Preset.FULL)
-            for mode in ("sum-key", "shared")
+        *wrong_and_right(
+            test,
+            right={f"ckks, {mode}": _ckks(mode) for mode in ("sum-key", "shared")},
+            preset=Preset.FULL,
         ),
     ]
 
 
-def _ckks(mode: str) -> _Run:
+def _ckks(mode: str) -> Run:
     def run(rng: InsecureSeededRng) -> Finding:
         from secfl.crypto.ckks import Ckks, KeyMode
 
@@ -227,17 +207,8 @@ def _streams(rng: Rng) -> Iterator[bytes]:
 
 
 def _seed_controls() -> list[Control]:
-    return [
-        Control(
-            name="mask seeds of 32 bits",
-            kind=Kind.NEGATIVE,
-            detector="collisions",
-            run=lambda rng: collision_test(_streams(FoldedRng(rng, bits=32))),
-        ),
-        Control(
-            name="mask seeds of 256 bits",
-            kind=Kind.POSITIVE,
-            detector="collisions",
-            run=lambda rng: collision_test(_streams(rng)),
-        ),
-    ]
+    return wrong_and_right(
+        "collisions",
+        wrong={"mask seeds of 32 bits": lambda rng: collision_test(_streams(FoldedRng(rng, bits=32)))},
+        right={"mask seeds of 256 bits": lambda rng: collision_test(_streams(rng))},
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from secfl.audit.controls import Control, Kind, Preset
+from secfl.audit.controls import Control, Preset, Run, wrong_and_right
 from secfl.audit.findings import Finding
 from secfl.audit.power import small_audit
 from secfl.randomness import InsecureSeededRng
@@ -15,7 +13,7 @@ __all__ = ["run_controls"]
 def run_controls() -> list[Control]:
     """An honest run, and one whose sites add too little noise while the plan says otherwise."""
 
-    def steps(shortfall: float) -> Callable[[InsecureSeededRng], Finding]:
+    def steps(shortfall: float) -> Run:
         def run(rng: InsecureSeededRng) -> Finding:
             seed = int.from_bytes(rng.bytes(6), "little")
             each, whole = small_audit(seed, shortfall=shortfall, steps=25, canaries=300).variance
@@ -23,20 +21,9 @@ def run_controls() -> list[Control]:
 
         return run
 
-    test = "variance test of a run's steps"
-    return [
-        Control(
-            name="a run with 1.5 times too little noise",
-            kind=Kind.NEGATIVE,
-            detector=test,
-            run=steps(1.5),
-            preset=Preset.FULL,
-        ),
-        Control(
-            name="a run with the planned noise",
-            kind=Kind.POSITIVE,
-            detector=test,
-            run=steps(1.0),
-            preset=Preset.FULL,
-        ),
-    ]
+    return wrong_and_right(
+        "variance test of a run's steps",
+        wrong={"a run with 1.5 times too little noise": steps(1.5)},
+        right={"a run with the planned noise": steps(1.0)},
+        preset=Preset.FULL,
+    )
