@@ -66,8 +66,19 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## The benchmarks, one process
-	$(BIN)/python -m pytest -p no:xdist benchmarks --benchmark-only --benchmark-columns=min,median,rounds
+bench: setup ## The benchmarks, one process; their JSON is kept under build/bench
+	mkdir -p build/bench
+	$(BIN)/python -m pytest -p no:xdist benchmarks --benchmark-only --benchmark-columns=min,median,rounds \
+		--benchmark-json=build/bench/parts.json
+	$(BIN)/secfl bench all --preset full --peers --json > build/bench/whole.json
+
+bench-gate: setup ## Has anything become much slower, or any message larger, than benchmarks/baseline.json says?
+	$(BIN)/secfl bench all --gate benchmarks/baseline.json
+
+dist: setup ## Build the wheel and the source archive into dist, and try both in clean environments
+	rm -rf dist
+	$(BIN)/python -m hatchling build --directory dist
+	SECFL_TEST_DIST=$(CURDIR)/dist $(BIN)/python -m pytest -n 0 --timeout 1800 -m slow tests/test_distribution.py
 
 readme: setup ## Paste the real output of the commands into the README, and every --help into docs/cli.md
 	$(BIN)/python docs/paste_output.py README.md

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from secfl.errors import ConfigError
 
 if TYPE_CHECKING:
     from secfl.benchmarking.suite import Report
 
 __all__ = ["app"]
+
+_FAILED = 5
+
+
+class PresetName(StrEnum):
+    """Size of the suite."""
+
+    SMOKE = "smoke"
+    FULL = "full"
+
 
 _COLUMNS = (
     ("client", 8),
@@ -77,6 +90,81 @@ def secagg(
         typer.echo(json.dumps(report.to_json(), indent=2))
     else:
         _print(report)
+
+
+@app.command("all")
+def everything(
+    preset: Annotated[
+        PresetName, typer.Option(help="smoke: about a minute; full: large vectors.")
+    ] = PresetName.SMOKE,
+    peers: Annotated[bool, typer.Option("--peers", help="Also other frameworks, where installed.")] = False,
+    peers_dir: Annotated[Path, typer.Option(help="Where make peers put them.")] = Path(".peers"),
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--gate", metavar="FILE", help="An earlier --json: exit 5 where a ratio became much worse."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+) -> None:
+    """Secure aggregation, noise, clipping and ledger, each as a ratio to a reference operation of the same run.
+
+    Example: secfl bench all --json > bench.json; later: secfl bench all --gate bench.json
+    """
+    from secfl.benchmarking.whole import BenchPreset, gate, measure_all
+
+    earlier = None if against is None else _earlier(against)
+    document = measure_all(
+        BenchPreset(preset.value),
+        peers=peers_dir if peers else None,
+        progress=lambda text: typer.echo(text, err=True),
+    )
+    worse = [] if earlier is None else gate(document, earlier)
+    if as_json:
+        typer.echo(json.dumps(document | ({} if earlier is None else {"worse": worse}), indent=2))
+    else:
+        _print_figures(document)
+    for line in worse:
+        typer.echo(f"worse: {line}", err=True)
+    if worse:
+        raise typer.Exit(_FAILED)
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--gate {path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise ConfigError(f"--gate {path}: expected what `secfl bench all --json` prints") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--gate {path}: expected what `secfl bench all --json` prints")
+    return found
+
+
+def _print_figures(document: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, justify in (
+        ("", "left"),
+        ("figure", "right"),
+        ("", "left"),
+        ("times", "right"),
+        ("of", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type] - rich names the words
+    for row in document["figures"]:
+        table.add_row(
+            row["name"], f"{row['value']:.2f}", row["unit"], f"{row['ratio']:.2f}", row["reference"]
+        )
+    Console(highlight=False).print(table)
+    machine = document["machine"]
+    typer.echo(
+        f"{machine['processor']}, Python {machine['python']}; processor time; compare ratios, not times"
+    )
 
 
 def _print(report: Report) -> None:
