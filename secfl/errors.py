@@ -22,6 +22,7 @@ __all__ = [
     "RemoteProtocolError",
     "RoundAborted",
     "SecflError",
+    "SitesDecline",
     "UnsupportedEvent",
 ]
 
@@ -74,6 +75,10 @@ class RoundAborted(ProtocolError):
 
 class BelowThreshold(RoundAborted):
     """Fewer parties than the threshold remained, so no sum may be revealed."""
+
+
+class SitesDecline(BelowThreshold):
+    """Fewer than the threshold, because sites' policies or budgets do not allow the round."""
 
 
 class PrivacyError(SecflError):

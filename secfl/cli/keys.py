@@ -11,7 +11,7 @@ import typer
 
 from secfl.errors import ConfigError
 
-__all__ = ["app"]
+__all__ = ["app", "read_passphrase"]
 
 app = typer.Typer(
     help="Identity keys and the signed list of who takes part.",
@@ -47,7 +47,7 @@ def new(
     public = out / f"{name}.public.json"
     if public.exists():
         raise ConfigError(f"{public}: exists already; expected a new file, or: secfl keys rotate")
-    write_identity(out / f"{name}.key", identity, passphrase=_passphrase(passphrase_file))
+    write_identity(out / f"{name}.key", identity, passphrase=read_passphrase(passphrase_file))
     _write_entry(public, entry)
     typer.echo(f"{out / f'{name}.key'}: the signing key; it never leaves this host")
     typer.echo(f"{public}: send this one; expires {entry.expires}")
@@ -66,7 +66,7 @@ def rotate(
     from secfl.randomness import SystemRng
 
     name = key.name.removesuffix(".key")
-    phrase = _passphrase(passphrase_file)
+    phrase = read_passphrase(passphrase_file)
     old = read_identity(key, name, passphrase=phrase)
     fresh = Identity.generate(name, SystemRng())
     today = _today()
@@ -116,7 +116,7 @@ def show(
     listed = read_manifest(manifest)
     if sign is not None:
         name = sign.name.removesuffix(".key")
-        identity = read_identity(sign, name, passphrase=_passphrase(passphrase_file))
+        identity = read_identity(sign, name, passphrase=read_passphrase(passphrase_file))
         listed = listed.signed_by(identity)
         write_manifest(manifest, listed)
     if check:
@@ -157,7 +157,8 @@ def _today() -> dt.date:
     return dt.datetime.now(dt.UTC).date()
 
 
-def _passphrase(file: Path | None) -> bytes | None:
+def read_passphrase(file: Path | None) -> bytes | None:
+    """The first line of a file that holds a key's passphrase."""
     if file is None:
         return None
     try:

@@ -31,6 +31,7 @@ from secfl.cli import (
     predict,
     report,
     simulate,
+    site,
     study,
     watch,
 )
@@ -60,6 +61,7 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
+app.add_typer(site.app, name="site")
 app.add_typer(study.app, name="study")
 app.command("plan")(plan.plan)
 app.command("models")(models.models)

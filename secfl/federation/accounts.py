@@ -141,6 +141,11 @@ class RunAccounts:
         return self._state.header.run_id
 
     @property
+    def directory_digest(self) -> bytes:
+        """Of the keys that the ledger was begun with."""
+        return self._state.header.directory.digest()
+
+    @property
     def attempts(self) -> int:
         """Attempts at rounds so far."""
         return self._state.latest_attempt[0] + 1

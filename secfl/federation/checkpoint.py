@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from secfl.errors import ConfigError, DataError
 from secfl.federation.state import state_digest
+from secfl.ledger.storage import sync_folder
 from secfl.segmentation.task import State
 from secfl.types import join_fields
 
@@ -57,6 +58,7 @@ def write_atomically(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(path)
+            sync_folder(path.parent)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise

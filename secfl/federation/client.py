@@ -8,9 +8,9 @@ from typing import Protocol
 from secfl.crypto.aggregation import Party, SecureAggregation
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import LocalProtocolError
+from secfl.federation.guard import Guard
 from secfl.federation.local_work import LocalReport, LocalWork
 from secfl.federation.offer import RoundOffer, RoundTerms
-from secfl.federation.policy import Guard
 from secfl.randomness import Rng
 from secfl.types import ClientId, RoundId
 

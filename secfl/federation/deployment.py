@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,20 +22,44 @@ from secfl.errors import ConfigError, RemoteProtocolError, SecflError
 from secfl.federation.checkpoint import write_atomically
 from secfl.federation.engines import RoundEngine, RunSetting
 from secfl.federation.exchange import Exchange
+from secfl.federation.failures import reply_to
+from secfl.federation.journal import Journal
 from secfl.federation.keyfiles import read_identity, read_manifest
 from secfl.federation.members import Members
 from secfl.federation.observer import Observer
-from secfl.federation.requests import Failed, Opened, OpenRun, Refused, decode_reply, decode_request, encode
-from secfl.federation.simulation import start
-from secfl.federation.site_agent import Reports, SiteAgent, told
+from secfl.federation.requests import (
+    Declined,
+    Failed,
+    Opened,
+    OpenRun,
+    Refused,
+    decode_reply,
+    decode_request,
+    encode,
+)
+from secfl.federation.rundir import RunDirectory
+from secfl.federation.simulation import go_on, start
+from secfl.federation.site_agent import Reports, SiteAgent, leave_run
 from secfl.federation.site_setup import make_agent
+from secfl.federation.snapshot_vault import SnapshotVault
 from secfl.federation.work import make_task
+from secfl.ledger.storage import make_folder
 from secfl.segmentation.task import Task
 from secfl.types import AGGREGATOR, ClientId, RoundId
 
-__all__ = ["SiteHome", "announce_run", "coordinate", "read_members"]
+__all__ = ["Beginning", "SiteHome", "announce_run", "coordinate", "leave_home", "read_members"]
 
 _MOST_OPENING: Final = 4096
+_PIN: Final = "run.json"
+
+
+class Beginning(StrEnum):
+    """How a coordinator begins."""
+
+    NEW = "new"
+    """A new run directory."""
+    RESUMED = "resumed"
+    """From the last checkpoint of an interrupted run."""
 
 
 def read_members(manifest: Path, today: dt.date) -> Directory:
@@ -107,10 +132,8 @@ class SiteHome:
                     self._open(message)
                     return encode(Opened(run_id=message.run_id))
             agent = self._joined()
-        except RemoteProtocolError as error:
-            return encode(Refused(round_id=RoundId(0), reason=error.reason))
-        except SecflError as error:
-            return encode(Failed(round_id=RoundId(0), reason=told(error, Reports.NOTHING)))
+        except (SecflError, OSError) as error:
+            return encode(reply_to(error, round_id=RoundId(0), reports=self.reports))
         return agent.handle(request)
 
     def close(self) -> None:
@@ -124,7 +147,7 @@ class SiteHome:
         if message.config_digest != self.config.digest():
             raise RemoteProtocolError(AGGREGATOR, "opens a run with another configuration than this site has")
         if (known := self._run_id()) is None:
-            self.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.state, mode=0o700)
             document = {"format_version": 1, "run_id": message.run_id.hex()}
             write_atomically(self._pin, json.dumps(document).encode())
         elif known != message.run_id:
@@ -148,18 +171,44 @@ class SiteHome:
 
     @property
     def _pin(self) -> Path:
-        return self.state / "run.json"
+        return self.state / _PIN
 
     def _run_id(self) -> bytes | None:
-        try:
-            run_id = bytes.fromhex(json.loads(self._pin.read_text(encoding="utf-8"))["run_id"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigError(f"{self._pin}: damaged; expected the run that this site has joined") from None
-        if len(run_id) != 16:
-            raise ConfigError(f"{self._pin}: damaged; expected a run id of 16 bytes")
-        return run_id
+        return _joined_run(self._pin)
+
+
+def leave_home(home: Path, name: str, *, passphrase: bytes | None = None) -> bool:
+    """Give a site's run up for good: it answers no more, and its sealed snapshots are destroyed.
+
+    Needs the key alone: a run that is given up may be one whose members' keys have expired.
+
+    Returns:
+        Whether there was a run to leave.
+
+    Raises:
+        ConfigError: The key or the state folder cannot be read.
+        LocalProtocolError: Another process serves this home.
+    """
+    identity = read_identity(home / f"{name}.key", name, passphrase=passphrase)
+    state = home / "state"
+    run_id = _joined_run(state / _PIN)
+    if run_id is None:
+        return False
+    with Journal(state / "journal", client=identity.name) as journal:
+        leave_run(run_id, journal=journal, vault=SnapshotVault.of_site(identity, state, run_id))
+    return True
+
+
+def _joined_run(pin: Path) -> bytes | None:
+    try:
+        run_id = bytes.fromhex(json.loads(pin.read_text(encoding="utf-8"))["run_id"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{pin}: damaged; expected the run that this site has joined") from None
+    if len(run_id) != 16:
+        raise ConfigError(f"{pin}: damaged; expected a run id of 16 bytes")
+    return run_id
 
 
 def announce_run(
@@ -180,7 +229,7 @@ def announce_run(
             continue
         if isinstance(reply, Opened) and reply.run_id == run_id:
             absent.pop(name, None)
-        elif isinstance(reply, Refused | Failed):
+        elif isinstance(reply, Refused | Failed | Declined):
             absent[name] = reply.reason
     return absent
 
@@ -194,23 +243,29 @@ def coordinate(
     observer: Observer,
     task_factory: str | None = None,
     facts: dict[str, Any] | None = None,
+    beginning: Beginning = Beginning.NEW,
 ) -> dict[str, Any]:
-    """Run a federation whose keys are elsewhere.
+    """Run a federation whose keys are elsewhere, or go on after the coordinator died.
+
+    A round that was under way is charged to the ledger and run again with fresh keys and noise; the sites know the run
+    and do not enter a round twice.
 
     Args:
         config: The run; its digest must be the sites'.
         directory: The enrolled keys.
-        out: The run directory; must not exist.
+        out: The run directory; must not exist, or must be that of the interrupted run.
         opener: Connects to the sites, and tells them which run begins.
         observer: Told what happens.
         task_factory: See `secfl.federation.work.make_task`.
         facts: What else the summary says of how the run was carried.
+        beginning: Whether the run is new.
 
     Returns:
         The summary.
 
     Raises:
-        ConfigError: The cohort of the configuration is not that of the manifest, or as in `simulate`.
+        ConfigError: The cohort of the configuration is not that of the manifest, the interrupted run was begun with
+            another configuration or other members, or as in `simulate` and `resume`.
     """
     task = make_task(config, task_factory)
     if tuple(sorted(directory.keys)) != tuple(sorted(task.sites)):
@@ -218,13 +273,29 @@ def coordinate(
             f"the manifest has the members {', '.join(sorted(directory.keys))}, the task the sites "
             f"{', '.join(task.sites)}"
         )
+    members = Members(directory=directory)
+    if beginning is Beginning.RESUMED:
+        run = RunDirectory.open(out)
+        if run.summary.exists():
+            raise ConfigError(f"{out}: the run is finished; its summary is {run.summary}")
+        if run.config().digest() != config.digest():
+            raise ConfigError(f"{out}: was begun with another configuration")
+        return go_on(
+            run,
+            observer=observer,
+            task=task,
+            task_factory=task_factory,
+            members=members,
+            opener=opener,
+            facts=facts,
+        )
     return start(
         config,
         out=out,
         observer=observer,
         task=task,
         task_factory=task_factory,
-        members=Members(directory=directory),
+        members=members,
         opener=opener,
         facts=facts,
     )

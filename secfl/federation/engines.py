@@ -13,10 +13,10 @@ from secfl.errors import ConfigError
 from secfl.federation.client import RoundClient, SiteClient
 from secfl.federation.driver import Driver, Record
 from secfl.federation.exchange import Deadlines, Exchange, ExchangeDriver, RemoteSite
+from secfl.federation.guard import Guard
 from secfl.federation.inprocess import InProcessDriver
 from secfl.federation.members import Members
 from secfl.federation.multiprocess import SiteProcesses, python_module
-from secfl.federation.policy import Guard
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_for, scheme_spec

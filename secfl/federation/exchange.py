@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, Party, PartyState, Running
-from secfl.errors import LocalProtocolError, RemoteProtocolError, RoundAborted
+from secfl.errors import BelowThreshold, LocalProtocolError, RemoteProtocolError, RoundAborted, SitesDecline
 from secfl.federation.books import RoundBooks
 from secfl.federation.driver import Carriage, Record, Watch
 from secfl.federation.local_work import LocalReport
@@ -22,6 +22,7 @@ from secfl.federation.offer import RoundOffer
 from secfl.federation.requests import (
     AskWitness,
     CoSign,
+    Declined,
     Deliver,
     Failed,
     OfferRound,
@@ -143,7 +144,7 @@ class RemoteSite:
     def co_sign(self, proposal: Checkpoint, proof: tuple[bytes, ...] | list[bytes]) -> bytes:
         """See `secfl.ledger.checkpoints.CoSigner`."""
         reply = self._ask(CoSign(checkpoint=proposal, proof=tuple(proof)))
-        if isinstance(reply, Refused | Failed):
+        if isinstance(reply, Refused | Failed | Declined):
             raise RemoteProtocolError(self._name, f"does not sign the ledger: {reply.reason}")
         if not isinstance(reply, Signature):
             raise RemoteProtocolError(self._name, "gave something else than a signature")
@@ -153,7 +154,7 @@ class RemoteSite:
         wanted = WitnessAt if isinstance(request, AskWitness) else Signature
         for name, data in self._exchange.exchange({self._name: encode(request)}, seconds=self._seconds):
             reply = decode_reply(data, peer=self._name, most_bytes=self.most_bytes)
-            if name == self._name and isinstance(reply, wanted | Refused | Failed):
+            if name == self._name and isinstance(reply, wanted | Refused | Failed | Declined):
                 return reply
         raise RemoteProtocolError(self._name, "did not answer about the ledger in time")
 
@@ -204,7 +205,11 @@ class ExchangeDriver:
                 if not requests and aggregator.state == before:
                     raise books.stuck(before)
         if isinstance(aggregator.state, Aborted):
-            raise aggregator.state.reason
+            reason = aggregator.state.reason
+            if isinstance(reason, BelowThreshold) and one.declined:
+                first, why = min(one.declined.items())
+                raise SitesDecline(f"{len(one.declined)} of {len(clients)} sites decline; {first}: {why}")
+            raise reason
         if aggregator.state.result is None:
             raise RoundAborted("the aggregator finished without a result")
         books.carriage.result = aggregator.state.result
@@ -222,6 +227,7 @@ class _Round:
         self._books = books
         self._out: dict[ClientId, list[bytes]] = {}
         self._gone: set[ClientId] = set()
+        self.declined: dict[ClientId, str] = {}
         self._round_id = RoundId(next(iter(parties.values())).offer.round_id)
 
     def offers(self) -> dict[ClientId, bytes]:
@@ -261,10 +267,15 @@ class _Round:
         except RemoteProtocolError as error:
             self._lose(name, str(error))
             return
-        if not isinstance(reply, Sent | Refused | Failed) or reply.round_id not in (self._round_id, 0):
+        if not isinstance(reply, Sent | Refused | Failed | Declined) or reply.round_id not in (
+            self._round_id,
+            0,
+        ):
             return  # late: an answer to an earlier question
-        if isinstance(reply, Refused | Failed):
+        if isinstance(reply, Refused | Failed | Declined):
             self._lose(name, f"{name}: {reply.reason}")
+            if isinstance(reply, Declined):
+                self.declined[name] = reply.reason
             return
         if reply.report:
             party.site.report = LocalReport(

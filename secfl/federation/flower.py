@@ -27,7 +27,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from secfl.config import load_config
 from secfl.errors import ConfigError, RoundAborted
-from secfl.federation.deployment import SiteHome, announce_run, coordinate, read_members
+from secfl.federation.deployment import Beginning, SiteHome, announce_run, coordinate, read_members
 from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
 from secfl.federation.observer import SilentObserver
 from secfl.federation.rundir import RunDirectory
@@ -42,6 +42,7 @@ __all__ = [
     "client_app",
     "coordinator_app",
     "find_sites",
+    "flower_engine",
     "flower_simulation",
     "simulated_sites",
     "site_app",
@@ -219,7 +220,8 @@ def coordinator_app(task_factory: str | None = None) -> ServerApp:
     """The app of a coordinator that holds nobody's key, for ``[tool.flwr.app.components]``.
 
     The run's configuration names ``home`` (with ``config.toml`` and ``manifest.json``) and ``out``, the new run
-    directory; ``tls``, ``node-auth`` and ``processes`` are what whoever started the link says of it.
+    directory, or with ``resume=true`` that of a run whose coordinator died. ``tls`` and ``node-auth`` are what whoever
+    started the link says of it, as is ``processes`` (by default one for each site, and the coordinator).
     """
     app = ServerApp()
 
@@ -231,35 +233,41 @@ def coordinator_app(task_factory: str | None = None) -> ServerApp:
         config = load_config(home / "config.toml", {})
         names = tuple(sorted(directory.keys))
 
-        @contextmanager
-        def opener(setting: RunSetting) -> Iterator[RoundEngine]:
-            gathering = setting.config.deadlines.gathering
-            exchange = FlowerExchange(grid, names, patience=gathering)
-            seconds = setting.config.deadlines.training
-            absent = announce_run(
-                exchange, names, run_id=setting.run_id, config_digest=setting.config.digest(), seconds=seconds
-            )
-            for site, reason in absent.items():
-                setting.run.log(f"{site} is not in the run: {reason}")
-            most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
-            yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
-
         coordinate(
             config,
             directory=directory,
             out=out,
-            opener=opener,
+            opener=lambda setting: flower_engine(grid, setting),
             observer=SilentObserver(),
             task_factory=task_factory,
+            beginning=Beginning.RESUMED if given.get("resume", False) else Beginning.NEW,
             facts={
                 "engine": "flower-deployment",
                 "tls": bool(given.get("tls", False)),
                 "node_auth": bool(given.get("node-auth", False)),
-                "processes": int(given.get("processes", 1)),
+                "processes": int(given.get("processes", 0)) or len(names) + 1,
             },
         )
 
     return app
+
+
+@contextmanager
+def flower_engine(grid: Grid, setting: RunSetting) -> Iterator[RoundEngine]:
+    """The engine of a run whose sites have homes, over a server app's grid; tells them which run begins."""
+    names, config = setting.members.names, setting.config
+    exchange = FlowerExchange(grid, names, patience=config.deadlines.gathering)
+    absent = announce_run(
+        exchange,
+        names,
+        run_id=setting.run_id,
+        config_digest=config.digest(),
+        seconds=config.deadlines.training,
+    )
+    for site, reason in absent.items():
+        setting.run.log(f"{site} is not in the run: {reason}")
+    most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
+    yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
 
 
 @contextmanager

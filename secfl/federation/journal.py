@@ -84,6 +84,11 @@ class Journal:
     ) -> None:
         self.close()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it must be opened again: after `close`, and after a write that the disk refused."""
+        return self._file.closed
+
     def close(self) -> None:
         """Let go of the file and its lock; safe to call again."""
         self._file.close()
@@ -97,6 +102,11 @@ class Journal:
             LocalProtocolError: The round was entered before, an equal or later round of the run was, or the
                 run is finished. A retry is a new round.
         """
+        self.check_enterable(spec)
+        self._append(_Kind.ENTERED, spec.run_id, _number(int(spec.round_id)), spec.digest())
+
+    def check_enterable(self, spec: RoundSpec) -> None:
+        """Whether `enter` would work; errors as there. Writes nothing."""
         run, round_id = spec.run_id, int(spec.round_id)
         if run in self._finished:
             raise LocalProtocolError(f"round {round_id}: the run is finished")
@@ -105,7 +115,15 @@ class Journal:
             raise LocalProtocolError(f"round {round_id} was entered before; a retry is a new round")
         if round_id < last:
             raise LocalProtocolError(f"round {round_id}: rounds rise, and {last} was entered already")
-        self._append(_Kind.ENTERED, run, _number(round_id), spec.digest())
+
+    def answers(self, run_id: bytes, round_id: int) -> int:
+        """How many requests of a round were answered; 0 also for a round that was never entered."""
+        entry = self._rounds.get((run_id, round_id))
+        return 0 if entry is None else len(entry.answers)
+
+    def last_round(self, run_id: bytes) -> int | None:
+        """The last round of a run that was entered; ``None`` for none."""
+        return self._last_round.get(run_id)
 
     def spend_noise(self, spec: RoundSpec) -> None:
         """Note that the round's noise is drawn; call it before drawing.

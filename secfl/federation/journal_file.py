@@ -28,8 +28,9 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from secfl.errors import LocalProtocolError
+from secfl.ledger.storage import sync_folder
 
-__all__ = ["JOURNAL_FORMAT_VERSION", "JournalFile", "StoredRecord", "sync_folder"]
+__all__ = ["JOURNAL_FORMAT_VERSION", "JournalFile", "StoredRecord"]
 
 JOURNAL_FORMAT_VERSION: Final = 1
 _MAGIC: Final = b"secfl journal\x00"
@@ -79,6 +80,11 @@ class JournalFile:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has let go of the file, also after a write that failed."""
+        return self._descriptor < 0
 
     def close(self) -> None:
         """Let go of the file and its lock; safe to call again."""
@@ -248,15 +254,6 @@ class JournalFile:
 
     def _trouble(self, error: OSError) -> LocalProtocolError:
         return LocalProtocolError(f"{self.path}: {error.strerror or error}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _head(chain: bytes, length: int) -> bytes:

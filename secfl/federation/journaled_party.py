@@ -80,7 +80,7 @@ class JournaledParty:
         if journal.client != identity.name:
             raise LocalProtocolError(f"the journal of {journal.client}, expected that of {identity.name}")
         journal.enter(spec)
-        vault.destroy_run(spec)
+        vault.destroy_run(spec.run_id)
         journal.spend_noise(spec)
         inner = scheme.client(spec, identity, directory=directory, update=draw_update(), rng=rng)
         return cls(spec, journal=journal, vault=vault, inner=inner, end=inner.state)

@@ -130,7 +130,7 @@ class RepeatedSum:
         if not self._config.dropout:
             return {}
         draw = ExperimentSeed(self._config.seed).generator(f"dropout/{self.name}/{round_index}/{attempt}")
-        last = sends_before_input(self._config.secure_agg)
+        last = sends_before_input(scheme_spec(self._config.secure_agg))
         names = sorted(self._directory.keys)
         return {
             name: int(draw.random() * (last + 1))

@@ -1,8 +1,8 @@
 """What a coordinator asks a site and what the site replies, as bytes: the same over every engine.
 
 A request is one of `OpenRun`, `OfferRound`, `Deliver`, `AskWitness`, `CoSign`; a reply is one of `Opened`,
-`Sent`, `Refused`, `Failed`, `WitnessAt`, `Signature`. Each has one encoding: ``b"SFR1"``, a kind byte, and
-length-prefixed fields.
+`Sent`, `Refused`, `Failed`, `Declined`, `WitnessAt`, `Signature`. Each has one encoding: ``b"SFR1"``, a kind byte,
+and length-prefixed fields.
 
 Nothing here is trusted for being well-formed: what a site signs is the round that it recomputes, and what an
 aggregator believes are signatures inside the envelopes. This layer only refuses what cannot be read.
@@ -29,6 +29,7 @@ from secfl.types import ClientId, RoundId, SchemeSpec, client_id, join_fields
 __all__ = [
     "AskWitness",
     "CoSign",
+    "Declined",
     "Deliver",
     "Failed",
     "OfferRound",
@@ -158,6 +159,14 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Declined:
+    """The site's policy or budget does not allow this; nothing was touched and nothing was sent."""
+
+    round_id: RoundId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WitnessAt:
     """Size of the last checkpoint that the site signed; 0 for none."""
 
@@ -172,7 +181,7 @@ class Signature:
 
 
 Request: TypeAlias = OpenRun | OfferRound | Deliver | AskWitness | CoSign
-Reply: TypeAlias = Opened | Sent | Refused | Failed | WitnessAt | Signature
+Reply: TypeAlias = Opened | Sent | Refused | Failed | Declined | WitnessAt | Signature
 
 _KINDS: Final[dict[type, int]] = {
     OfferRound: 1,
@@ -186,6 +195,7 @@ _KINDS: Final[dict[type, int]] = {
     WitnessAt: 68,
     Signature: 69,
     Opened: 70,
+    Declined: 71,
 }
 
 
@@ -230,7 +240,7 @@ def decode_request(data: bytes, *, peer: str, most_bytes: int) -> Request:
     raise RemoteProtocolError(peer, f"request of unknown kind {kind}")
 
 
-def decode_reply(data: bytes, *, peer: str, most_bytes: int) -> Reply:
+def decode_reply(data: bytes, *, peer: str, most_bytes: int) -> Reply:  # noqa: PLR0911 - one return for each kind
     """Read a reply; errors as in `decode_request`."""
     kind, parts = _open(data, peer=peer, most_bytes=most_bytes)
     try:
@@ -259,6 +269,9 @@ def decode_reply(data: bytes, *, peer: str, most_bytes: int) -> Reply:
             case 70:
                 (run_id,) = parts
                 return Opened(run_id=_exactly(run_id, 16))
+            case 71:
+                number, reason = parts
+                return Declined(round_id=_round(number), reason=_text(reason))
     except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(peer, f"malformed reply ({type(error).__name__})") from None
     raise RemoteProtocolError(peer, f"reply of unknown kind {kind}")
@@ -292,7 +305,7 @@ def _fields(message: Request | Reply) -> list[bytes]:  # noqa: PLR0911 - one ret
                 json.dumps(message.report, allow_nan=False).encode(),
                 *message.payloads,
             ]
-        case Refused() | Failed():
+        case Refused() | Failed() | Declined():
             return [struct.pack("<Q", message.round_id), message.reason.encode()[:_MOST_TEXT]]
         case WitnessAt():
             return [struct.pack("<Q", message.size)]

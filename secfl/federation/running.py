@@ -9,17 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secfl.config import DpMode, RunConfig, Scheme
-from secfl.errors import BelowThreshold, BudgetExhausted, ConfigError, PrivacyError, RoundAborted
+from secfl.errors import (
+    BelowThreshold,
+    BudgetExhausted,
+    ConfigError,
+    PrivacyError,
+    RoundAborted,
+    SitesDecline,
+)
 from secfl.federation import checkpoint, early_stopping, evaluation, personal, summary
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.adaptive_run import AdaptiveRun
 from secfl.federation.coordinator import RoundOutcome, run_round
 from secfl.federation.engines import RoundEngine, RunSetting, open_engine
+from secfl.federation.guard import Guard
 from secfl.federation.local_work import LocalReport
 from secfl.federation.members import Members
 from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
 from secfl.federation.offer import RoundOffer
-from secfl.federation.policy import Guard
 from secfl.federation.privacy import RunTerms
 from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.federation.rundir import RunDirectory
@@ -156,6 +163,10 @@ class Simulation:
                 # A site refuses before it works, and nothing is carried before all have worked.
                 self.accounts.abort_round("a site refused it", exposure=Exposure.NOTHING_SENT)
                 raise
+            except SitesDecline as refusal:
+                # Those that did not decline may have sent what the scheme's first message holds.
+                self.accounts.abort_round("too few sites allow it")
+                raise BudgetExhausted(str(refusal)) from None
             except BelowThreshold as reason:
                 self.accounts.abort_round("fewer survivors than the threshold")
                 self._say(f"round {index + 1}: aborted, nothing was opened ({reason}); trying again")
@@ -200,7 +211,7 @@ class Simulation:
         if not self.config.dropout:
             return {}
         generator = ExperimentSeed(self.config.seed).generator(f"dropout/{index}/{attempt}")
-        last, names = sends_before_input(self.config.secure_agg), self.members.names
+        last, names = sends_before_input(scheme_spec(self.config.secure_agg)), self.members.names
         return {
             name: int(generator.random() * (last + 1))
             for name, chance in zip(names, generator.random(len(names)), strict=True)

@@ -43,9 +43,9 @@ def scheme_for(spec: SchemeSpec) -> SecureAggregation:
     return Plain()
 
 
-def sends_before_input(config: SecureAggregationConfig) -> int:
+def sends_before_input(spec: SchemeSpec) -> int:
     """How many times a client speaks before it sends its input."""
-    match config.scheme, config.ckks_key:
+    match spec.name, spec.parameter("key_mode", KeyMode.SUM_KEY.value):
         case Scheme.PLAIN, _:
             return 0
         case Scheme.CKKS, KeyMode.SHARED:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from secfl.config import DpMode, DpSchedule, RunConfig, check_cohort
-from secfl.crypto.identity import Directory, Identity
+from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.adaptive_run import AdaptiveRun
 from secfl.federation.budgets import admitted_rounds, fitting_terms, open_accounts, reopen_accounts
 from secfl.federation.engines import RoundEngine, RunSetting, open_engine
+from secfl.federation.guard import WithoutLimit
 from secfl.federation.members import Members
 from secfl.federation.multimodel import resume_families, simulate_families
 from secfl.federation.observer import Observer
@@ -34,7 +35,7 @@ from secfl.randomness import SystemRng
 from secfl.segmentation.task import SegmentingTask, Task
 from secfl.types import client_id
 
-__all__ = ["resume", "simulate", "start"]
+__all__ = ["go_on", "resume", "simulate", "start"]
 
 
 def simulate(
@@ -97,6 +98,7 @@ def start(
     members: Members,
     opener: Callable[[RunSetting], AbstractContextManager[RoundEngine]] = open_engine,
     facts: Mapping[str, Any] | None = None,
+    optimizer: ServerOptimizer | None = None,
 ) -> dict[str, Any]:
     """Run a federation from the start, wherever its sites and their keys are.
 
@@ -109,6 +111,7 @@ def start(
         members: Who takes part.
         opener: Connects to the sites.
         facts: What else the summary says of how the run was carried.
+        optimizer: What the server does with the opened mean; by default what the configuration names.
 
     Returns:
         The summary. Errors as in `simulate`.
@@ -121,7 +124,7 @@ def start(
     AdaptiveRun(config, terms.round_terms.releases, task)  # what it needs and has not is found now
     # A library that cannot be loaded is found before anything is written.
     scheme_for(scheme_spec(config.secure_agg))
-    guard = site_guard(config, terms, members.directory, threshold=threshold)
+    guard = site_guard(config, terms, members.directory, threshold=threshold, otherwise=WithoutLimit.NOTHING)
     shared, notes = _accounts(config, terms, task, threshold=threshold)
     run = RunDirectory.create(out, config)
     if isinstance(task, SegmentingTask):
@@ -139,7 +142,7 @@ def start(
         accounts=accounts,
         observer=observer,
         state=state,
-        optimizer=_optimizer(config),
+        optimizer=optimizer or _optimizer(config),
         task_factory=task_factory,
         guard=guard,
         notes=notes,
@@ -169,28 +172,50 @@ def resume(
     if config.multi_model.families:
         _refuse_own_task(task, task_factory)
         return resume_families(run, observer=observer)
-    task = task or make_task(config, task_factory)
+    return go_on(
+        run,
+        observer=observer,
+        task=task or make_task(config, task_factory),
+        task_factory=task_factory,
+        members=Members.simulated(run.identities()),
+    )
+
+
+def go_on(
+    run: RunDirectory,
+    *,
+    observer: Observer,
+    task: Task,
+    task_factory: str | None,
+    members: Members,
+    opener: Callable[[RunSetting], AbstractContextManager[RoundEngine]] = open_engine,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Go on with an interrupted run, wherever its sites and their keys are; see `start` and `resume`."""
+    config = run.config()
     state = task.initial_state()
     threshold = _threshold(config, task)
     terms = fitting_terms(config, task, parameters=count_parameters(state), threshold=threshold)
-    identities = run.identities()
-    guard = site_guard(config, terms, Directory.enroll(identities), threshold=threshold)
-    accounts = RunAccounts.resume(
-        run, terms, members=Members.simulated(identities), shared=reopen_accounts(config, task.sites)
-    )
+    directory = members.directory
+    guard = site_guard(config, terms, directory, threshold=threshold, otherwise=WithoutLimit.NOTHING)
+    accounts = RunAccounts.resume(run, terms, members=members, shared=reopen_accounts(config, task.sites))
+    if accounts.directory_digest != directory.digest():
+        raise ConfigError(f"{run.root}: was begun with other members than take part now")
     simulation = Simulation(
         config=config,
         run=run,
         task=task,
         terms=terms,
         threshold=threshold,
-        members=Members.simulated(identities),
+        members=members,
         accounts=accounts,
         observer=observer,
         state=state,
         optimizer=_optimizer(config),
         task_factory=task_factory,
         guard=guard,
+        opener=opener,
+        facts=dict(facts or {}),
     )
     simulation.go_back_to_checkpoint()
     return simulation.run_to_the_end()

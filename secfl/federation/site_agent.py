@@ -7,35 +7,32 @@ same again it repeats the same bytes, asked something else it refuses.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, Running
-from secfl.crypto.hazmat.sealed import derive
 from secfl.crypto.identity import Directory, Identity
-from secfl.errors import ConfigError, DataError, LocalProtocolError, RemoteProtocolError, SecflError
+from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError, SecflError
+from secfl.federation.attempts import AttemptsFile
 from secfl.federation.checkpoint import write_atomically
+from secfl.federation.failures import Reports, reply_to
+from secfl.federation.guard import Guard
 from secfl.federation.journal import Journal
 from secfl.federation.journaled_party import JournaledParty
 from secfl.federation.local_work import LocalReport, LocalWork
 from secfl.federation.offer import RoundOffer, RoundTerms
-from secfl.federation.policy import Guard
 from secfl.federation.requests import (
     AskWitness,
     CoSign,
     Deliver,
-    Failed,
     OfferRound,
     Opened,
     OpenRun,
-    Refused,
     Reply,
     Sent,
     Signature,
@@ -44,35 +41,18 @@ from secfl.federation.requests import (
     encode,
 )
 from secfl.federation.round_files import spec_from_json, spec_to_json
-from secfl.federation.schemes import scheme_for
+from secfl.federation.schemes import scheme_for, sends_before_input
 from secfl.federation.snapshot_vault import SnapshotVault
 from secfl.federation.state import count_parameters
 from secfl.ledger.checkpoints import Witness
+from secfl.ledger.storage import make_folder
 from secfl.randomness import Rng
 from secfl.segmentation.task import State
 from secfl.types import AGGREGATOR, PrivatizedUpdate, RoundId, RoundSpec, SchemeSpec
 
-__all__ = ["LocalTraining", "Reports", "SiteAgent", "SiteTerms", "largest_message", "told"]
+__all__ = ["LocalTraining", "Reports", "SiteAgent", "SiteTerms", "largest_message", "leave_run"]
 
 _OVERHEAD: Final = 1 << 20
-_LOG: Final = logging.getLogger("secfl.site")  # without a set-up, Python writes errors to standard error
-
-
-class Reports(StrEnum):
-    """Whether a site tells times and clipping of its own work."""
-
-    NOTHING = "nothing"
-    """Nothing about a single site leaves it: deployment."""
-    SIMULATION = "simulation"
-    """Everything runs on one host anyway."""
-
-
-def told(error: SecflError, reports: Reports) -> str:
-    """What a site says of its own error: of its data nothing, for messages about files name them, and so patients."""
-    if isinstance(error, DataError) and reports is Reports.NOTHING:
-        _LOG.error("%s", error)
-        return "its data cannot be used; its own log says why"
-    return str(error)
 
 
 def largest_message(parameters: int, clients: int) -> int:
@@ -105,7 +85,8 @@ class LocalTraining:
         round_terms: Grid, modulus, weights, digests of task and plan.
         layout: A model with the names and shapes of the run's; its values do not matter.
         work: What the site does with its data.
-        guard: Holds the run to the site's policy before anything is spent; ``None`` where it has none.
+        guard: Holds the run to the site's policy and to the agreed plan before anything is spent; ``None`` in tests of
+            the layers below.
     """
 
     round_terms: RoundTerms
@@ -115,7 +96,7 @@ class LocalTraining:
 
 
 class SiteAgent:
-    """Handles one request after the other; use it from one thread.
+    """Handles one request after the other; use it from one thread, and not after `close`.
 
     Args:
         identity: The site's name and signing key.
@@ -139,7 +120,10 @@ class SiteAgent:
         rng: Rng,
         reports: Reports = Reports.NOTHING,
     ) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            make_folder(folder, mode=0o700)
+        except OSError as error:
+            raise LocalProtocolError(f"{folder}: cannot be made ({error.strerror})") from None
         self._identity = identity
         self._terms = terms
         self._prepare = prepare
@@ -148,13 +132,11 @@ class SiteAgent:
         self._reports = reports
         self._scheme = scheme_for(terms.scheme)
         self._spec_file = folder / "round.json"
-        self._reached_file = folder / f"reached-{terms.run_id.hex()}"
-        self._journal = Journal(folder / "journal", client=identity.name)
-        self._vault = SnapshotVault(
-            folder / "snapshots",
-            client=identity.name,
-            key=derive(identity.seed, b"site-snapshots", terms.run_id),
-        )
+        self._attempts = AttemptsFile(folder / f"attempts-{terms.run_id.hex()}.json")
+        self._journal_path = folder / "journal"
+        self._journal = Journal(self._journal_path, client=identity.name)
+        self._vault = SnapshotVault.of_site(identity, folder, terms.run_id)
+        self._vault.destroy_all_but(terms.run_id)
         self._witness = Witness(identity, run_id=terms.run_id, keep=folder / "checkpoint.json")
         self._party: JournaledParty | None = None
         self._spec: RoundSpec | None = None
@@ -168,6 +150,7 @@ class SiteAgent:
         """Reply to one request. Never raises for what came from outside."""
         number = RoundId(0)
         try:
+            self._recover()
             message = decode_request(request, peer=AGGREGATOR, most_bytes=self._largest_request())
             match message:
                 case OfferRound():
@@ -184,11 +167,17 @@ class SiteAgent:
                     reply = Opened(run_id=message.run_id)
                 case CoSign():
                     reply = Signature(value=self._witness.co_sign(message.checkpoint, message.proof))
-        except RemoteProtocolError as error:
-            reply = Refused(round_id=number, reason=error.reason)
-        except SecflError as error:
-            reply = Failed(round_id=number, reason=told(error, self._reports))
+                    if message.checkpoint.kind == "close":
+                        leave_run(self._terms.run_id, journal=self._journal, vault=self._vault)
+        except (SecflError, OSError) as error:
+            reply = reply_to(error, round_id=number, reports=self._reports)
         return encode(reply)
+
+    def _recover(self) -> None:
+        """After a write that the disk refused: take up what is on the disk, as a new process would."""
+        if self._journal.closed:
+            self._journal = Journal(self._journal_path, client=self._identity.name)
+            self._party, self._spec = None, None
 
     def _enter(self, message: OfferRound) -> Reply:
         offer = self._read_offer(message)
@@ -198,6 +187,8 @@ class SiteAgent:
         try:
             self._journal.entry(spec)
         except LocalProtocolError:
+            self._journal.check_enterable(spec)
+            self._admit(offer)
             self._spec, self._party = spec, None
             self._party = JournaledParty.enter(
                 self._scheme,
@@ -229,34 +220,37 @@ class SiteAgent:
             parameters = count_parameters(self._training().layout)
         return largest_message(parameters, len(self._terms.directory.keys))
 
+    def _admit(self, offer: RoundOffer) -> None:
+        """Ask the site's guard, and count the attempt on the disk before anything else is written or spent.
+
+        Raises:
+            RemoteProtocolError: It goes back to an earlier round of training, whose noise may have been less.
+            PrivacyError: The site's policy or the agreed plan does not allow the attempt.
+        """
+        guard = self._training().guard
+        if guard is None:
+            return
+        attempts = self._attempts.read(journaled=self._journal.last_round(offer.run_id))
+        if offer.round_index < attempts.reached:
+            raise RemoteProtocolError(
+                AGGREGATOR,
+                f"goes back to round {offer.round_index + 1} of training after round {attempts.reached + 1}",
+            )
+        # Entering this attempt closes those before it for good: what was not said in them never will be.
+        before = sends_before_input(self._terms.scheme)
+        unsent = {
+            number for number, _ in attempts.entries if self._journal.answers(offer.run_id, number) <= before
+        }
+        guard.remember(attempts, unsent=unsent)
+        guard.admit(offer)
+        self._attempts.write(guard.attempts)
+
     def _contribute(self, offer: RoundOffer, spec: RoundSpec) -> PrivatizedUpdate:
-        training = self._training()
-        if training.guard is not None:
-            self._check_forward(offer.round_index)
-            training.guard.admit(offer)
-            write_atomically(self._reached_file, str(offer.round_index).encode())
         # Another process of this site goes on with the round by the specification alone.
         write_atomically(self._spec_file, spec_to_json(spec))
-        contribution = training.work.contribute(offer, spec)
+        contribution = self._training().work.contribute(offer, spec)
         self._local = contribution.report
         return contribution.privatized
-
-    def _check_forward(self, round_index: int) -> None:
-        """Refuse to go back to an earlier round of training, also after a restart.
-
-        A guard in a new process counts the attempts that it does not know of at the noise of the offered round. That is
-        the least noise that they can have had only if rounds never fall.
-        """
-        try:
-            reached = int(self._reached_file.read_bytes())
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError):
-            raise LocalProtocolError(f"{self._reached_file}: expected the number of a round") from None
-        if round_index < reached:
-            raise RemoteProtocolError(
-                AGGREGATOR, f"goes back to round {round_index + 1} of training after round {reached + 1}"
-            )
 
     def _deliver(self, message: Deliver) -> Reply:
         if self._party is None:
@@ -310,7 +304,7 @@ class SiteAgent:
         sent = step()
         state = self._party.state
         if isinstance(state, Aborted):
-            return Failed(round_id=self._spec.round_id, reason=str(state.reason))
+            return reply_to(state.reason, round_id=self._spec.round_id, reports=self._reports)
         report: dict[str, float] = {}
         if self._local is not None and self._reports is Reports.SIMULATION:
             report = {
@@ -363,6 +357,13 @@ class SiteAgent:
     def _check_run(self, run_id: bytes) -> None:
         if run_id != self._terms.run_id:
             raise RemoteProtocolError(AGGREGATOR, "asks about a run that this site did not join")
+
+
+def leave_run(run_id: bytes, *, journal: Journal, vault: SnapshotVault) -> None:
+    """End a run at its site: nothing is said in it any more, and the secrets of its last round are destroyed."""
+    if journal.last_round(run_id) is not None:
+        journal.finish_run(run_id)
+    vault.destroy_run(run_id)
 
 
 def _shaped(values: np.ndarray, layout: State) -> State:

@@ -8,8 +8,9 @@ from pathlib import Path
 from secfl.config import RunConfig, check_cohort
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import ConfigError
-from secfl.federation.budgets import fitting_terms
-from secfl.federation.policy import Agreement, Guard, load_policy
+from secfl.federation.budgets import fitting_terms, run_budget
+from secfl.federation.guard import Agreement, Guard, WithoutLimit
+from secfl.federation.policy import load_policy
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_spec
@@ -59,7 +60,13 @@ def make_agent(
             round_terms=terms.round_terms,
             layout=layout,
             work=work,
-            guard=site_guard(config, terms, directory, threshold=threshold),
+            guard=site_guard(
+                config,
+                terms,
+                directory,
+                threshold=threshold,
+                otherwise=WithoutLimit.NOTHING if reports is Reports.SIMULATION else WithoutLimit.PLAN,
+            ),
         )
 
     return SiteAgent(
@@ -77,20 +84,35 @@ def make_agent(
     )
 
 
-def site_guard(config: RunConfig, terms: RunTerms, directory: Directory, *, threshold: int) -> Guard | None:
-    """What holds a run to the policy that a site's configuration names; ``None`` without one.
+def site_guard(
+    config: RunConfig, terms: RunTerms, directory: Directory, *, threshold: int, otherwise: WithoutLimit
+) -> Guard:
+    """What holds a run to the policy that a site's configuration names; without one, to the run's own plan.
+
+    Args:
+        config: The run.
+        terms: Its public numbers.
+        directory: The enrolled keys.
+        threshold: t.
+        otherwise: What limits the aggregator's ε where no policy does.
 
     Raises:
         ConfigError: The policy cannot be read.
         PrivacyError: It does not allow the run.
     """
     path = config.privacy.policy
-    if path is None:
-        return None
     agreement = Agreement(
-        directory=directory, threshold=threshold, scheme=scheme_spec(config.secure_agg), terms=terms
+        directory=directory,
+        threshold=threshold,
+        scheme=scheme_spec(config.secure_agg),
+        terms=terms,
+        budget=run_budget(config, terms),
     )
-    return Guard(load_policy(path), agreement, name=f"policy {path}")
+    if path is None:
+        return Guard(None, agreement, name="the agreed plan", otherwise=otherwise)
+    # A site tells its coordinator which limit holds, and not where its files are.
+    name = "the site's policy" if otherwise is WithoutLimit.PLAN else f"policy {path}"
+    return Guard(load_policy(path), agreement, name=name, otherwise=otherwise)
 
 
 def simulated_agent(run: RunDirectory, site: str, *, run_id: bytes, task: Callable[[], Task]) -> SiteAgent:

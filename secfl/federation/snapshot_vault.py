@@ -12,11 +12,13 @@ import hmac
 import os
 import struct
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+from secfl.crypto.hazmat.sealed import derive
+from secfl.crypto.identity import Identity
 from secfl.crypto.snapshots import open_snapshot, seal_snapshot
 from secfl.errors import LocalProtocolError
-from secfl.federation.journal_file import sync_folder
+from secfl.ledger.storage import make_folder, sync_folder
 from secfl.types import ClientId, RoundSpec, join_fields
 
 __all__ = ["SnapshotVault"]
@@ -38,9 +40,18 @@ class SnapshotVault:
         self._client = client
         self._key = key
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder, mode=0o700)
         except OSError as error:
             raise self._trouble(error) from None
+
+    @classmethod
+    def of_site(cls, identity: Identity, folder: Path, run_id: bytes) -> Self:
+        """The snapshots of a site in one run, under a key that follows from its signing key."""
+        return cls(
+            folder / "snapshots",
+            client=identity.name,
+            key=derive(identity.seed, b"site-snapshots", run_id),
+        )
 
     def __repr__(self) -> str:
         return f"SnapshotVault({self._client})"
@@ -87,15 +98,23 @@ class SnapshotVault:
 
     def keep_only(self, spec: RoundSpec, name: bytes) -> None:
         """Destroy every snapshot of the round but this one; an empty ``name`` destroys all of them."""
-        self._destroy(f"{spec.run_id.hex()}-{spec.round_id}-*", kept=self._path(spec, name) if name else None)
+        kept = self._path(spec, name).name if name else None
+        self._destroy(f"{spec.run_id.hex()}-{spec.round_id}-*", but=kept)
 
-    def destroy_run(self, spec: RoundSpec) -> None:
+    def destroy_run(self, run_id: bytes) -> None:
         """Destroy every snapshot of every round of the run."""
-        self._destroy(f"{spec.run_id.hex()}-*", kept=None)
+        self._destroy(f"{run_id.hex()}-*")
 
-    def _destroy(self, pattern: str, *, kept: Path | None) -> None:
+    def destroy_all_but(self, run_id: bytes) -> None:
+        """Destroy what runs have left here that nobody goes on with."""
+        self._destroy("*", but=f"{run_id.hex()}-")
+
+    def _destroy(self, pattern: str, *, but: str | None = None) -> None:
+        """Unlink what matches the pattern, except for names that start with ``but``."""
         try:
-            doomed = [path for path in self._folder.glob(pattern) if path != kept]
+            doomed = [
+                path for path in self._folder.glob(pattern) if but is None or not path.name.startswith(but)
+            ]
             for path in doomed:
                 path.unlink(missing_ok=True)
             if doomed:

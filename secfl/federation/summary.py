@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from secfl._version import __version__
-from secfl.config import RunConfig
+from secfl.config import Engine, RunConfig
 from secfl.federation.coordinator import RoundOutcome
 from secfl.federation.evaluation import by_class, by_site
 from secfl.federation.local_work import LocalReport
@@ -20,7 +21,7 @@ from secfl.federation.schemes import key_mode_name
 from secfl.federation.state import count_parameters, state_digest
 from secfl.segmentation.task import SiteMetrics, State
 
-__all__ = ["METRICS", "build", "encoding_error", "evaluation_only"]
+__all__ = ["METRICS", "build", "encoding_error", "evaluation_only", "processes"]
 
 METRICS = ("dice", "iou", "accuracy", "balanced_accuracy", "hd95")
 
@@ -101,6 +102,9 @@ def build(
         "secfl_version": __version__,
         "simulated": True,
         "engine": config.engine.value,
+        "tls": False,
+        "node_auth": False,
+        "processes": processes(config, sites=len(sites)),
         "seed": config.seed,
         "config_sha256": config.digest().hex(),
         "final_model_sha256": state_digest(state).hex(),
@@ -140,8 +144,20 @@ def build(
             "statement": terms.sentence,
             "views": [_row(statement) for statement in statements],
         },
+        "dropped": [list(row["dropped"]) for row in rows],
         "dropouts": {"total": sum(len(names) for names in by_round.values()), "by_round": by_round},
     }
+
+
+def processes(config: RunConfig, *, sites: int) -> int:
+    """Programs of a simulated run: coordinator and sites, or an engine's pool of workers in their place."""
+    match config.engine:
+        case Engine.INPROCESS:
+            return 1
+        case Engine.MULTIPROCESS | Engine.NVFLARE:
+            return 1 + sites
+        case Engine.FLOWER:
+            return 1 + min(sites, os.cpu_count() or 1)
 
 
 def _row(statement: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from secfl.ledger.budget import Budget, Charge, Meter, suggested_order
 from secfl.ledger.canonical import JsonObject
 from secfl.ledger.entry import FORMAT_VERSION, GENESIS, encode_entry
 from secfl.ledger.reader import lines_of, read_line
-from secfl.ledger.storage import LedgerFile
+from secfl.ledger.storage import LedgerFile, make_folder
 from secfl.randomness import Rng
 
 __all__ = ["ACCOUNT_FILE", "Account", "AccountReading"]
@@ -262,7 +262,7 @@ class Account:
         line, _ = encode_entry(index=0, kind="account", body=body, time=self._clock(), previous=GENESIS)
         read_line(line, position=0, last_hash=bytes(32), schema=_SCHEMA)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         except OSError as error:
             raise ConfigError(f"{folder}: {error.strerror}") from None
         with LedgerFile(self._path, wait_seconds=_WAIT_SECONDS) as file:

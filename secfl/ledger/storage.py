@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError
 
-__all__ = ["LedgerFile", "sync_folder"]
+__all__ = ["LedgerFile", "make_folder", "sync_folder"]
 
 
 class LedgerFile:
@@ -132,6 +132,24 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """Make a folder and its missing parents, each durable in the folder above it; one that is there is left alone.
+
+    Args:
+        folder: Where.
+        mode: Permissions of ``folder`` itself, before the process's mask.
+
+    Raises:
+        OSError: It cannot be made, or something else has its name.
+    """
+    if folder.is_dir():
+        return
+    if folder.parent != folder:
+        make_folder(folder.parent)
+    folder.mkdir(mode=mode, exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from secfl.config import RunConfig
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State
 
-__all__ = ["DriftTask", "LinearTask", "drift_task_1m", "drift_task_10k", "linear_task"]
+__all__ = ["DriftTask", "LinearTask", "drift_task", "drift_task_1m", "drift_task_10k", "linear_task"]
 
 
 def linear_task(config: RunConfig) -> LinearTask:
@@ -28,6 +29,12 @@ def drift_task_10k(config: RunConfig) -> DriftTask:
 def drift_task_1m(config: RunConfig) -> DriftTask:
     """A model of 1,000,000 parameters; see `linear_task`."""
     return DriftTask(config.clients or 3, parameters=1_000_000, seed=config.seed)
+
+
+def drift_task(config: RunConfig) -> DriftTask:
+    """A model of as many parameters as ``SECFL_DRIFT_PARAMETERS`` in the environment says; see `linear_task`."""
+    parameters = int(os.environ["SECFL_DRIFT_PARAMETERS"])
+    return DriftTask(config.clients or 3, parameters=parameters, seed=config.seed)
 
 
 class DriftTask:

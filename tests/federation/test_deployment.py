@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from secfl.config import RunConfig
 from secfl.crypto.identity import Identity
-from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError
-from secfl.federation.deployment import SiteHome, announce_run, coordinate, read_members
+from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundAborted
+from secfl.federation import site_setup
+from secfl.federation.deployment import (
+    Beginning,
+    SiteHome,
+    announce_run,
+    coordinate,
+    leave_home,
+    read_members,
+)
 from secfl.federation.engines import RemoteEngine
 from secfl.federation.keyfiles import Manifest, PublicEntry, write_identity, write_manifest
 from secfl.federation.observer import SilentObserver
-from secfl.federation.requests import AskWitness, Opened, OpenRun, decode_reply, encode
+from secfl.federation.policy import ATTEMPTS
+from secfl.federation.requests import (
+    AskWitness,
+    Declined,
+    Failed,
+    OfferRound,
+    Opened,
+    OpenRun,
+    Sent,
+    decode_reply,
+    encode,
+)
+from secfl.federation.schemes import scheme_spec
 from secfl.federation.simulation import simulate
 from secfl.ledger.verify import verify_file
 from secfl.randomness import SystemRng
+from secfl.types import RoundId
 
 FACTORY = "secfl.testing.tasks:linear_task"
 TODAY = dt.date(2030, 1, 1)
@@ -50,6 +73,7 @@ class Federation:
             (home / "config.toml").write_text(config.to_toml(), encoding="utf-8")
         self.silent: set[tuple[str, int]] = set()
         self.batch = 0
+        self.dies_at = 0
 
     def open(self, name) -> SiteHome:
         return SiteHome.open(self.root / name, name, today=TODAY, task_factory=FACTORY)
@@ -57,6 +81,8 @@ class Federation:
     def exchange(self, requests, *, seconds):
         """Every request comes to a new process of the site."""
         self.batch += 1
+        if self.batch == self.dies_at:
+            raise KeyboardInterrupt
         for name, request in requests.items():
             if (name, self.batch) in self.silent:
                 continue
@@ -69,7 +95,7 @@ class Federation:
     def gather(self):
         """Nobody is waited for."""
 
-    def run(self, **facts):
+    def run(self, beginning=Beginning.NEW, **facts):
         @contextmanager
         def opener(setting):
             absent = announce_run(
@@ -86,6 +112,7 @@ class Federation:
             observer=SilentObserver(),
             task_factory=FACTORY,
             facts=facts,
+            beginning=beginning,
         )
 
 
@@ -145,23 +172,25 @@ class TestHomes:
     def test_rubbish_is_answered_in_one_line(self, federation, rubbish):
         assert b"SFR1" in federation().open(NAMES[0]).handle(rubbish)
 
-    def test_two_processes_do_not_serve_one_home(self, federation):
+    def test_two_processes_do_not_serve_one_home(self, federation, caplog):
         one = federation()
         announce_run(one, NAMES, run_id=RUN, config_digest=one.config.digest(), seconds=5)
         first, second = one.open(NAMES[0]), one.open(NAMES[0])
         first.handle(encode(AskWitness(run_id=RUN)))
         reply = decode_reply(second.handle(encode(AskWitness(run_id=RUN))), peer="a", most_bytes=999)
-        assert "journal" in reply.reason
+        assert reply.reason == "cannot use its own files; its own log says why"
+        assert "another process holds this journal" in caplog.text
         first.close()
         second.close()
 
-    def test_a_damaged_pin_stops_the_site(self, federation):
+    def test_a_damaged_pin_stops_the_site(self, federation, caplog):
         one = federation()
         home = one.open(NAMES[0])
         home.handle(encode(OpenRun(run_id=RUN, config_digest=one.config.digest())))
         (home.state / "run.json").write_text("{}", encoding="utf-8")
         reply = decode_reply(home.handle(encode(AskWitness(run_id=RUN))), peer="a", most_bytes=999)
-        assert "run.json: damaged" in reply.reason
+        assert reply.reason == "its configuration cannot be used; its own log says why"
+        assert "run.json: damaged" in caplog.text
 
     def test_a_key_that_is_not_the_enrolled_one(self, federation):
         one = federation()
@@ -177,7 +206,182 @@ class TestHomes:
             SiteHome.open(one.root / NAMES[0], NAMES[0], today=dt.date(2030, 2, 1), task_factory=FACTORY)
 
 
+def joined_run(one) -> bytes:
+    text = (one.root / NAMES[0] / "state" / "run.json").read_text(encoding="utf-8")
+    return bytes.fromhex(json.loads(text)["run_id"])
+
+
+class TestHostileCoordinator:
+    """It keeps no ledger and offers what it likes to a site without a policy; each request is a new process."""
+
+    def offers(self, one, rounds):
+        """Replies to offers with rising numbers, for these rounds of training."""
+        announce_run(one, NAMES, run_id=RUN, config_digest=one.config.digest(), seconds=5)
+        return self.offers_of(one, RUN, rounds)
+
+    def offers_of(self, one, run_id, rounds):
+        replies = []
+        for number, index in enumerate(rounds):
+            home = one.open(NAMES[0])
+            request = OfferRound(
+                run_id=run_id,
+                round_id=RoundId(number),
+                round_index=index,
+                cohort=NAMES,
+                threshold=3,
+                scheme=scheme_spec(one.config.secure_agg),
+                model=np.zeros(51, np.float32),
+            )
+            replies.append(decode_reply(home.handle(encode(request)), peer="a", most_bytes=1 << 22))
+            home.close()
+        return replies
+
+    def test_one_round_is_not_tried_for_ever(self, federation):
+        one = federation()
+        replies = self.offers(one, [0] * (ATTEMPTS + 3))
+        assert [type(reply) for reply in replies] == [Sent] * ATTEMPTS + [Declined] * 3
+        assert "attempts: found 17 for round 1, allowed 16" in replies[-1].reason
+        journal = one.root / NAMES[0] / "state" / "journal"
+        size = journal.stat().st_size
+        self.offers(one, [0] * (ATTEMPTS + 9))
+        assert journal.stat().st_size == size  # what is declined is not even written down
+
+    def test_without_the_guard_it_is(self, federation, monkeypatch):
+        monkeypatch.setattr(site_setup, "site_guard", lambda *_args, **_more: None)
+        replies = self.offers(federation(), [0] * (ATTEMPTS + 3))
+        assert {type(reply) for reply in replies} == {Sent}
+
+    def test_there_is_no_round_after_the_last(self, federation):
+        replies = self.offers(federation(), [0, 1, 2, 3, 1])
+        assert [type(reply) for reply in replies] == [Sent, Sent, Declined, Declined, Sent]
+        assert "the offer's round: found 4, allowed 2" in replies[3].reason
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"noise_multiplier": 4.0}, "the agreed plan: epsilon.aggregator"),
+            ({"epsilon": 20.0}, "the agreed plan: budget"),
+        ],
+    )
+    def test_noise_is_not_averaged_out(self, federation, changes, words):
+        """Under `plain` every offer is answered by the noisy update itself: two were planned, so two are sent."""
+        noise = {"mode": "client", "accept_weak": True} | changes
+        one = federation(secure_agg={"scheme": "plain"}, privacy=noise)
+        replies = self.offers(one, [0, 0, 1, 1])
+        assert [type(reply) for reply in replies] == [Sent, Sent, Declined, Declined]
+        assert words in replies[2].reason
+
+    def test_attempts_in_which_nothing_was_sent_cost_no_epsilon(self, federation):
+        """Under masking a client has said its keys and no more, and a later round closes the one before."""
+        one = federation(privacy={"mode": "client", "noise_multiplier": 4.0, "accept_weak": True})
+        replies = self.offers(one, [0] * 5 + [1] * 5)
+        assert {type(reply) for reply in replies} == {Sent}
+
+    @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{}")])
+    def test_a_count_that_was_set_back_stops_the_site(self, federation, damage, caplog):
+        one = federation()
+        assert isinstance(self.offers(one, [0])[0], Sent)
+        damage(next((one.root / NAMES[0] / "state").glob("attempts-*")))
+        replies = self.offers(one, [0, 1])
+        assert isinstance(replies[1], Failed)
+        assert "attempts-" in caplog.text
+
+
+def test_a_run_that_its_sites_decline_ends_with_what_it_has(federation):
+    """Two sites fall silent after the others have sent their inputs: the sites count that, and stop at the plan's ε."""
+    noise = {"mode": "client", "noise_multiplier": 4.0, "accept_weak": True}
+    one = federation(privacy=noise, training={"rounds": 3})
+    # Batch 1 opens the run, 2 is the first offer, 3 asks for shares, 4 for inputs.
+    one.silent = {(name, 4) for name in NAMES[:2]}
+    summary = one.run()
+    assert (summary["rounds_aborted"], summary["rounds_completed"], summary["stopped"]) == (2, 2, "budget")
+    assert "sites decline; site-0" in summary["stopped_because"]
+    assert verify_file(one.root / "run" / "ledger.jsonl").status == "closed"
+
+
+class TestTheEnd:
+    def snapshots(self, one, name):
+        return list((one.root / name / "state" / "snapshots").iterdir())
+
+    def left_in_the_middle(self, one):
+        """Every site has entered a round, and the coordinator does not come back."""
+        one.silent = {(name, batch) for name in NAMES for batch in range(3, 99)}
+        with pytest.raises(RoundAborted):
+            one.run()
+        assert all(len(self.snapshots(one, name)) == 1 for name in NAMES)
+
+    def test_a_finished_run_leaves_no_secrets_and_is_not_answered(self, federation):
+        one = federation()
+        one.run()
+        assert not any(self.snapshots(one, name) for name in NAMES)
+        replies = TestHostileCoordinator().offers_of(one, joined_run(one), [1])
+        assert "the run is finished" in replies[0].reason
+
+    def test_a_run_that_is_given_up_leaves_no_secrets_and_is_not_answered(self, federation):
+        one = federation()
+        self.left_in_the_middle(one)
+        home = one.root / NAMES[0]
+        assert leave_home(home, NAMES[0])
+        assert self.snapshots(one, NAMES[0]) == []
+        assert leave_home(home, NAMES[0])
+        replies = TestHostileCoordinator().offers_of(one, joined_run(one), [1])
+        assert "the run is finished" in replies[0].reason
+
+    def test_there_may_be_nothing_to_leave(self, federation):
+        assert not leave_home(federation().root / NAMES[0], NAMES[0])
+
+    def test_what_another_run_left_is_destroyed(self, federation):
+        one = federation()
+        self.left_in_the_middle(one)
+        state = one.root / NAMES[0] / "state"
+        (state / "run.json").unlink()
+        home = one.open(NAMES[0])
+        home.handle(encode(OpenRun(run_id=RUN, config_digest=one.config.digest())))
+        home.handle(encode(AskWitness(run_id=RUN)))
+        home.close()
+        assert self.snapshots(one, NAMES[0]) == []
+
+
 class TestCoordinator:
+    @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6, 7, 9, 11])
+    def test_one_that_died_goes_on(self, tmp_path, federation, batch):
+        """In every phase of both rounds: the model is the same, and no round id is used twice."""
+        one = federation()
+        one.dies_at = batch
+        with pytest.raises(KeyboardInterrupt):
+            one.run()
+        there = one.run(Beginning.RESUMED)
+        here = simulate(one.config, out=tmp_path / "here", observer=SilentObserver(), task_factory=FACTORY)
+        assert there["final_model_sha256"] == here["final_model_sha256"]
+        verdict = verify_file(one.root / "run" / "ledger.jsonl")
+        assert verdict.status == "closed"
+        assert verdict.rounds["committed"] in (
+            2,
+            3,
+        )  # a round that died after its sum could be opened is spent
+
+    def test_only_the_same_run_is_resumed(self, federation, tmp_path):
+        one = federation()
+        with pytest.raises(ConfigError, match="expected a run directory"):
+            one.run(Beginning.RESUMED)
+        one.run()
+        with pytest.raises(ConfigError, match="the run is finished"):
+            one.run(Beginning.RESUMED)
+        (one.root / "run" / "summary.json").unlink()
+        one.config = configuration(training={"rounds": 3})
+        with pytest.raises(ConfigError, match="another configuration"):
+            one.run(Beginning.RESUMED)
+
+    def test_other_members_do_not_go_on(self, federation, tmp_path):
+        one = federation()
+        one.dies_at = 3
+        with pytest.raises(KeyboardInterrupt):
+            one.run()
+        other = Federation(tmp_path / "other", one.config)
+        (one.root / "run").rename(other.root / "run")
+        with pytest.raises(ConfigError, match="other members"):
+            other.run(Beginning.RESUMED)
+
     def test_a_manifest_with_other_members_is_refused(self, federation, tmp_path):
         one = federation()
         one.config = configuration(clients=3)

@@ -116,16 +116,19 @@ class TestTheRoundFile:
         reasons = self.tampered(stage(), lambda data: data.replace(b'"threshold": 3', b'"threshold": 4'))
         assert reasons == {"round 1 was entered under another specification"}
 
-    def test_another_manifest(self, stage):
-        one = stage()
+    def test_another_manifest(self, stage, caplog):
+        one = stage(reports=Reports.NOTHING)
         digest = one.terms.directory.digest().hex().encode()
         (reason,) = self.tampered(one, lambda data: data.replace(digest, b"00" * 32))
-        assert "of another run or manifest" in reason
+        assert reason == "cannot use its own files; its own log says why"
+        assert "of another run or manifest" in caplog.text
+        assert str(one.folder) in caplog.text
 
     @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"[" * 100_000])
-    def test_rubbish(self, stage, data):
-        (reason,) = self.tampered(stage(), lambda _: data)
-        assert "damaged round file" in reason
+    def test_rubbish(self, stage, data, caplog):
+        (reason,) = self.tampered(stage(reports=Reports.NOTHING), lambda _: data)
+        assert reason == "cannot use its own files; its own log says why"
+        assert "damaged round file" in caplog.text
 
 
 class TestWhatASiteRefuses:

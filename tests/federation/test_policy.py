@@ -17,12 +17,13 @@ from secfl.errors import BudgetExhausted, ConfigError, PrivacyError, RemoteProto
 from secfl.federation import simulation
 from secfl.federation.budgets import fitting_terms
 from secfl.federation.client import SiteClient
+from secfl.federation.guard import Agreement, Guard
 from secfl.federation.observer import SilentObserver
 from secfl.federation.offer import RoundOffer
-from secfl.federation.policy import Agreement, Guard, Policy, load_policy
+from secfl.federation.policy import Policy, load_policy
 from secfl.federation.privacy import RunTerms
 from secfl.federation.releases import Announcement
-from secfl.federation.requests import Failed, OfferRound, Refused, Sent, decode_reply, encode
+from secfl.federation.requests import Declined, OfferRound, Refused, Sent, decode_reply, encode
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.ledger.verify import load
 from secfl.randomness import SystemRng
@@ -387,7 +388,7 @@ def test_a_site_elsewhere_refuses_before_it_works(tmp_path):
         guard = Guard(Policy(accept_non_private=True), agreement)
         agent = stage.agents["a"]
         agent._prepared = replace(agent._training(), guard=guard)
-        for round_id, round_index, kind in ((1, 1, Sent), (2, 2, Failed)):
+        for round_id, round_index, kind in ((1, 1, Sent), (2, 2, Declined)):
             request = OfferRound(
                 run_id=remote.RUN,
                 round_id=RoundId(round_id),
