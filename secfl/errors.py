@@ -78,7 +78,7 @@ class BelowThreshold(RoundAborted):
 
 
 class SitesDecline(BelowThreshold):
-    """Fewer than the threshold, because sites' policies or budgets do not allow the round."""
+    """Fewer sites than the threshold allow the round, because of their policies or budgets."""
 
 
 class PrivacyError(SecflError):

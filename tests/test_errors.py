@@ -21,6 +21,7 @@ EXIT_CODES = {
     errors.RemoteProtocolError: 4,
     errors.RoundAborted: 4,
     errors.BelowThreshold: 4,
+    errors.SitesDecline: 4,
     errors.LedgerCorrupted: 5,
     errors.LedgerOpen: 6,
 }
