@@ -45,7 +45,7 @@ def help_texts() -> dict[str, str]:
         f"for path in {paths!r}:\n"
         "    out = io.StringIO()\n"
         "    with contextlib.redirect_stdout(out):\n"
-        "        main([*path, '--help'])\n"
+        "        main([*path, '--help-all' if path == ['simulate'] else '--help'])\n"
         "    found.append(out.getvalue())\n"
         "print(json.dumps(found))\n"
     )

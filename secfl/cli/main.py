@@ -35,6 +35,7 @@ from secfl.cli import (
     study,
     watch,
 )
+from secfl.cli.rare import with_rare
 from secfl.errors import SecflError
 
 __all__ = ["INTERRUPTED", "app", "main"]
@@ -53,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("init")(init.init)
-app.command("simulate")(simulate.simulate)
+app.command("simulate", cls=with_rare(*simulate.RARE))(simulate.simulate)
 app.command("watch")(watch.watch)
 app.command("report")(report.report)
 app.command("compare")(report.compare)

@@ -91,7 +91,7 @@ class TestUsage:
     def test_each_setting_has_one_flag(self):
         command = _group().commands["simulate"]
         names = {parameter.name for parameter in command.params}
-        others = {"config", "out", "resume", "as_json", "quiet", "help"}
+        others = {"config", "out", "resume", "as_json", "quiet", "help_all", "help"}
         assert names - others == set(simulate._KEYS)
 
 

@@ -1,0 +1,55 @@
+"""Help that fits a screen, shows everything on request, and finds the word that was meant."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from secfl.cli.main import main
+from secfl.cli.simulate import RARE
+
+
+def lines(*arguments: str, capsys) -> list[str]:
+    assert main([*arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_usual_options_fit_a_screen_and_all_are_one_flag_away(capsys):
+    usual = "\n".join(lines("simulate", "--help", capsys=capsys))
+    everything = "\n".join(lines("simulate", "--help-all", capsys=capsys))
+    for name in RARE:
+        flag = "--" + name.replace("_", "-")
+        assert f"{flag} " not in usual
+        assert flag in everything
+    assert len(usual.splitlines()) < len(everything.splitlines())
+    assert "\n".join(lines("simulate", "--help", capsys=capsys)) == usual, (
+        "asking for all once changes nothing"
+    )
+
+
+def test_an_option_that_help_leaves_out_works(capsys):
+    assert main(["simulate", "--dropout", "2"]) == 2
+    assert "--dropout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(["simulat"], "simulate"), (["ledger", "veri"], "verify"), (["simulate", "--epsilo"], "--epsilon")],
+)
+def test_a_word_that_is_nearly_right_is_answered_with_the_right_one(given, meant, capsys):
+    assert main(given) == 2
+    assert meant in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor"], ["models", "--help"]])
+def test_no_color_means_no_escapes(arguments):
+    environment = os.environ | {"NO_COLOR": "1", "FORCE_COLOR": "", "TERM": "xterm-256color"}
+    code = f"from secfl.cli.main import main; main({arguments!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "\x1b[3" not in done.stdout
+    assert "\x1b[9" not in done.stdout
