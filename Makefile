@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup simulate dp-curve test test-slow test-flower flower-demo test-nvflare check format bench readme figures constraints peers docs clean
+.PHONY: help setup simulate dp-curve test test-slow test-flower flower-demo test-nvflare nvflare-demo check format bench readme figures constraints peers docs clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,7 +55,10 @@ $(NVFLARE)/.installed: pyproject.toml constraints.txt examples/nvflare-app/const
 	@touch $@
 
 test-nvflare: $(NVFLARE)/.installed ## The tests that need NVFlare, in an environment of its own, which this makes
-	$(NVFLARE)/bin/python -m pytest --timeout 1800 tests/federation/test_nvflare.py
+	$(NVFLARE)/bin/python -m pytest --timeout 1800 tests/federation/test_nvflare.py tests/federation/test_nvflare_job.py
+
+nvflare-demo: $(NVFLARE)/.installed ## Five clients in NVFlare's proof-of-concept environment, mutual TLS, one client killed
+	$(NVFLARE)/bin/python examples/nvflare-app/demo.py
 
 check: setup ## Lint, format, types, import contracts, spelling; all of them, whatever fails
 	@failed=0; for step in "ruff check ." "ruff format --check ." mypy "lint-imports --no-logo" codespell; do \

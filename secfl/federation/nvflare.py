@@ -10,36 +10,54 @@ that calls itself by another site's name only makes that site drop out.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import queue
 import re
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.collab import CollabCallError, CollabRecipe, collab
 from nvflare.collab.api.exceptions import RunAborted
 from nvflare.recipe import SimEnv
+from nvflare.recipe.spec import ExecEnv
 
+from secfl.config import load_config
 from secfl.errors import ConfigError, RoundAborted, SecflError
+from secfl.federation.deployment import Beginning, SiteHome, announce_run, coordinate, read_members
+from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
+from secfl.federation.failures import Reports, reply_to
+from secfl.federation.homes import make_homes
+from secfl.federation.observer import SilentObserver
 from secfl.federation.relay import serve_relay
 from secfl.federation.requests import Failed, Refused, encode
 from secfl.federation.rundir import RunDirectory
+from secfl.federation.site_agent import largest_message
 from secfl.federation.site_setup import simulated_agent
 from secfl.federation.work import make_task
+from secfl.randomness import SystemRng
 from secfl.types import AGGREGATOR, ClientId, RoundId
 
 __all__ = [
     "CollabExchange",
+    "Coordinator",
     "Relay",
     "SecflRecipe",
     "SimulatedSite",
+    "Site",
+    "admit",
+    "check_names",
     "simulate_sites",
 ]
 
 _SERVER: Final = "server"
+_SYNC_SECONDS: Final = 300
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _COLLAB: Final = (
     "nvflare.collab.runtime.controller.CollabController",
@@ -124,6 +142,8 @@ class CollabExchange:
 class _Site:
     """The client's side: one agent for the time of the job, one request after the other."""
 
+    _reports = Reports.NOTHING
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._agent: Answers | None = None
@@ -142,8 +162,8 @@ class _Site:
         with self._lock:
             try:
                 self._agent = self._agent or self._open()
-            except SecflError as error:
-                return encode(Failed(round_id=RoundId(0), reason=str(error)))
+            except (SecflError, OSError) as error:
+                return encode(reply_to(error, round_id=RoundId(0), reports=self._reports))
             return self._agent.handle(request)
 
     @collab.final
@@ -164,6 +184,8 @@ class SimulatedSite(_Site):
         task: See `secfl.federation.work.make_task`.
     """
 
+    _reports = Reports.SIMULATION
+
     def __init__(self, run: str, run_id: str, task: str | None = None) -> None:
         super().__init__()
         self.run = run
@@ -178,6 +200,101 @@ class SimulatedSite(_Site):
             run_id=bytes.fromhex(self.run_id),
             task=lambda: make_task(run.config(), self.task),
         )
+
+
+class Site(_Site):
+    """A site in deployment. Its home is ``local/secfl/NAME`` of the NVFlare client's own workspace.
+
+    The home is as `secfl.federation.deployment` says. A file ``task`` with one line ``module:function`` names a task of
+    the site's own, whose modules may lie in the home's folder ``code``. Nothing of this comes from a job.
+    """
+
+    def _open(self) -> Answers:
+        name = collab.site_name
+        home = home_folder(name)
+        today = dt.datetime.now(dt.UTC).date()
+        return SiteHome.open(home, name, today=today, task_factory=task_of_home(home))
+
+
+class Coordinator:
+    """The server's side in deployment: a run whose keys are elsewhere.
+
+    Its home is ``local/secfl/server`` of the NVFlare server's workspace, with ``config.toml`` and ``manifest.json``.
+    The run directory is ``runs/JOB`` in it; a copy without the rounds' checkpoints goes into the job's result.
+
+    Args:
+        resume: The job whose run this one goes on with, from its last checkpoint.
+    """
+
+    def __init__(self, resume: str | None = None) -> None:
+        if resume is not None and not _NAME.fullmatch(resume):
+            raise ConfigError(f"resume {resume!r}: expected the name of an earlier job")
+        self.resume = resume
+
+    @collab.main
+    def run(self) -> str:
+        """Run the federation; returns the run directory."""
+        context = collab.fl_ctx
+        home, job = home_folder(_SERVER), str(context.get_job_id())
+        directory = read_members(home / "manifest.json", dt.datetime.now(dt.UTC).date())
+        names = tuple(sorted(directory.keys))
+        secure = bool(context.get_prop(FLContextKey.SECURE_MODE, default=False))
+        out = home / "runs" / (job if self.resume is None else self.resume)
+        out.parent.mkdir(mode=0o700, exist_ok=True)
+
+        coordinate(
+            load_config(home / "config.toml", {}),
+            directory=directory,
+            out=out,
+            opener=collab_engine,
+            observer=SilentObserver(),
+            task_factory=task_of_home(home),
+            beginning=Beginning.NEW if self.resume is None else Beginning.RESUMED,
+            facts={"engine": "nvflare", "tls": secure, "node_auth": secure, "processes": len(names) + 1},
+        )
+        result = Path(collab.workspace.get_result_root(job)) / "secfl"
+        shutil.copytree(out, result, ignore=shutil.ignore_patterns("round-*.safetensors"))
+        return str(out)
+
+
+@contextlib.contextmanager
+def collab_engine(setting: RunSetting) -> Iterator[RoundEngine]:
+    """The engine of a run whose sites have homes, in a job's main function; tells them which run begins."""
+    names, config = setting.members.names, setting.config
+    exchange = CollabExchange.of_job(names)
+    absent = announce_run(
+        exchange,
+        names,
+        run_id=setting.run_id,
+        config_digest=config.digest(),
+        seconds=config.deadlines.training,
+    )
+    for site, reason in absent.items():
+        setting.run.log(f"{site} is not in the run: {reason}")
+    most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
+    yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
+
+
+def home_folder(name: str) -> Path:
+    """The home of a site, or of the coordinator, on the host that asks."""
+    return Path(collab.workspace.get_site_config_dir()) / "secfl" / name
+
+
+def task_of_home(home: Path) -> str | None:
+    """The ``module:function`` that a home names, with its folder ``code`` ready to be imported from.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    code = home / "code"
+    if code.is_dir() and str(code) not in sys.path:
+        sys.path.insert(0, str(code))
+    try:
+        return (home / "task").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{home / 'task'}: {error}; expected one line package.module:function") from None
 
 
 class Relay:
@@ -222,14 +339,54 @@ class SecflRecipe(CollabRecipe):
 
     Args:
         name: Of the job.
+        min_clients: With fewer living clients NVFlare aborts the job; the run's threshold.
+        home: Folder with ``config.toml``, and with ``task`` and ``code`` where the task is one of your own. In a
+            simulation every host gets a home made of it; elsewhere the hosts have their own, and it is not read.
         server: What runs on the server.
         client: What runs at every site.
-        min_clients: With fewer living clients NVFlare aborts the job; the run's threshold.
     """
 
-    def __init__(self, name: str, *, server: object, client: object, min_clients: int) -> None:
-        super().__init__(job_name=name, server=server, client=client, min_clients=min_clients)
+    def __init__(
+        self,
+        name: str,
+        *,
+        min_clients: int,
+        home: Path | None = None,
+        server: object | None = None,
+        client: object | None = None,
+    ) -> None:
+        self._home = home
+        super().__init__(
+            job_name=name,
+            server=server or Coordinator(),
+            client=client or Site(),
+            min_clients=min_clients,
+            sync_task_timeout=_SYNC_SECONDS,
+        )
         self._job.set_app_packages(["secfl"])
+
+    def process_env(self, env: ExecEnv) -> None:
+        """Give every host of a simulation its home, and let it admit this job; called by NVFlare.
+
+        Raises:
+            ConfigError: There is no template of a home.
+        """
+        if not isinstance(env, SimEnv):
+            return
+        local = Path(env.workspace_root) / self.name / "local"
+        local.mkdir(parents=True, exist_ok=True)
+        admit(local, type(self.server), type(self.client))
+        if self._home is not None:
+            names = env.clients or [f"site-{number}" for number in range(1, env.num_clients + 1)]
+            shutil.rmtree(local / "secfl", ignore_errors=True)
+            make_homes(
+                self._home,
+                local / "secfl",
+                sites=names,
+                coordinator=_SERVER,
+                today=dt.datetime.now(dt.UTC).date(),
+                rng=SystemRng(),
+            )
 
     @staticmethod
     def _user_source_entries(objs: object) -> list[tuple[str, str | None]]:  # noqa: ARG004 - NVFlare's signature
@@ -237,9 +394,23 @@ class SecflRecipe(CollabRecipe):
         return []
 
 
-def admitted_classes(*classes: type) -> list[str]:
+def _admitted(*classes: type) -> list[str]:
     """What a host's ``class_allow_list`` has to name for jobs of these classes."""
     return [*_COLLAB, *(f"{one.__module__}.{one.__qualname__}" for one in classes)]
+
+
+def admit(local: Path, *classes: type) -> None:
+    """Let a host of NVFlare run jobs of these classes and no others, and keep what it logs.
+
+    Args:
+        local: The folder ``local`` of its workspace.
+        classes: `Coordinator` for a server, `Site` for a client.
+    """
+    given, default = local / "resources.json", local / "resources.json.default"
+    known = given if given.exists() else default
+    resources = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {"format_version": 2}
+    resources |= {"class_allow_list": _admitted(*classes), "allow_log_streaming": False}
+    given.write_text(json.dumps(resources, indent=2), encoding="utf-8")
 
 
 def check_names(names: Sequence[ClientId]) -> None:
@@ -268,9 +439,5 @@ def simulate_sites(
         threshold: Fewest clients.
     """
     check_names(names)
-    local = folder / "secfl" / "local"
-    local.mkdir(parents=True)
-    resources = {"format_version": 2, "class_allow_list": admitted_classes(Relay, SimulatedSite)}
-    (local / "resources.json").write_text(json.dumps(resources), encoding="utf-8")
     recipe = SecflRecipe("secfl", server=relay, client=site, min_clients=threshold)
     recipe.execute(SimEnv(clients=list(names), num_threads=len(names), workspace_root=str(folder)))
