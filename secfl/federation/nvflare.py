@@ -1,4 +1,4 @@
-"""NVFlare carries the protocol: the only importer of ``nvflare``.
+"""NVFlare carries the protocol; with `nvflare_simulator` and `nvflare_script` the only importer of ``nvflare``.
 
 Each phase is one remote call to every site, through NVFlare's Collab API. A job carries names of classes and plain
 settings, never code of secfl: every host runs the secfl that is installed there.
@@ -35,25 +35,19 @@ from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
 from secfl.federation.failures import Reports, reply_to
 from secfl.federation.homes import make_homes
 from secfl.federation.observer import SilentObserver
-from secfl.federation.relay import serve_relay
-from secfl.federation.requests import Failed, Refused, encode
-from secfl.federation.rundir import RunDirectory
+from secfl.federation.requests import Refused, encode
 from secfl.federation.site_agent import largest_message
-from secfl.federation.site_setup import simulated_agent
-from secfl.federation.work import make_task
 from secfl.randomness import SystemRng
 from secfl.types import AGGREGATOR, ClientId, RoundId
 
 __all__ = [
+    "AnsweringSite",
     "CollabExchange",
     "Coordinator",
-    "Relay",
     "SecflRecipe",
-    "SimulatedSite",
     "Site",
     "admit",
     "check_names",
-    "simulate_sites",
 ]
 
 _SERVER: Final = "server"
@@ -139,7 +133,7 @@ class CollabExchange:
         replies.put((name, reply))
 
 
-class _Site:
+class AnsweringSite:
     """The client's side: one agent for the time of the job, one request after the other."""
 
     _reports = Reports.NOTHING
@@ -175,34 +169,7 @@ class _Site:
                 self._agent = None
 
 
-class SimulatedSite(_Site):
-    """A site of a simulated run: its key and its folder are in the run directory, which every process sees.
-
-    Args:
-        run: The run directory.
-        run_id: The run, hexadecimal.
-        task: See `secfl.federation.work.make_task`.
-    """
-
-    _reports = Reports.SIMULATION
-
-    def __init__(self, run: str, run_id: str, task: str | None = None) -> None:
-        super().__init__()
-        self.run = run
-        self.run_id = run_id
-        self.task = task
-
-    def _open(self) -> Answers:
-        run = RunDirectory.open(Path(self.run))
-        return simulated_agent(
-            run,
-            collab.site_name,
-            run_id=bytes.fromhex(self.run_id),
-            task=lambda: make_task(run.config(), self.task),
-        )
-
-
-class Site(_Site):
+class Site(AnsweringSite):
     """A site in deployment. Its home is ``local/secfl/NAME`` of the NVFlare client's own workspace.
 
     The home is as `secfl.federation.deployment` says. A file ``task`` with one line ``module:function`` names a task of
@@ -297,49 +264,13 @@ def task_of_home(home: Path) -> str | None:
         raise ConfigError(f"{home / 'task'}: {error}; expected one line package.module:function") from None
 
 
-class Relay:
-    """The server's side of a simulated run: puts the requests of a coordinator in another process to the sites.
-
-    Args:
-        port: Where the coordinator listens on this host.
-        token_file: File with the 32 secret bytes that let the relay in; readable by its owner only.
-        most_bytes: The largest message.
-        seconds: How long one call may take.
-    """
-
-    def __init__(self, port: int, token_file: str, most_bytes: int, seconds: float) -> None:
-        self.port = port
-        self.token_file = token_file
-        self.most_bytes = most_bytes
-        self.seconds = seconds
-
-    @collab.main
-    def run(self) -> None:
-        """Carry messages until the coordinator hangs up."""
-        proxies = {ClientId(proxy.name): proxy for proxy in collab.clients}
-
-        def ask(name: ClientId, request: bytes) -> bytes:
-            try:
-                reply = proxies[name](timeout=self.seconds).answer(request)
-            except (CollabCallError, RunAborted) as error:
-                return encode(Failed(round_id=RoundId(0), reason=f"NVFlare: {type(error).__name__}"))
-            return reply if isinstance(reply, bytes) else b""
-
-        serve_relay(
-            tuple(proxies),
-            ask,
-            port=self.port,
-            token=Path(self.token_file).read_bytes(),
-            most_bytes=self.most_bytes,
-        )
-
-
 class SecflRecipe(CollabRecipe):
     """A job of this module's classes. It ships no code, so a site admits it by its list of classes.
 
     Args:
         name: Of the job.
         min_clients: With fewer living clients NVFlare aborts the job; the run's threshold.
+        resume: The job whose run this one goes on with.
         home: Folder with ``config.toml``, and with ``task`` and ``code`` where the task is one of your own. In a
             simulation every host gets a home made of it; elsewhere the hosts have their own, and it is not read.
         server: What runs on the server.
@@ -351,6 +282,7 @@ class SecflRecipe(CollabRecipe):
         name: str,
         *,
         min_clients: int,
+        resume: str | None = None,
         home: Path | None = None,
         server: object | None = None,
         client: object | None = None,
@@ -358,7 +290,7 @@ class SecflRecipe(CollabRecipe):
         self._home = home
         super().__init__(
             job_name=name,
-            server=server or Coordinator(),
+            server=server or Coordinator(resume),
             client=client or Site(),
             min_clients=min_clients,
             sync_task_timeout=_SYNC_SECONDS,
@@ -424,20 +356,3 @@ def check_names(names: Sequence[ClientId]) -> None:
             raise ConfigError(
                 f"site {name}: NVFlare expects letters, digits, _ and - only, and not {_SERVER!r}"
             )
-
-
-def simulate_sites(
-    folder: Path, names: Sequence[ClientId], *, relay: Relay, site: SimulatedSite, threshold: int
-) -> None:
-    """Run NVFlare's simulator with one process for each site until the relay's coordinator hangs up.
-
-    Args:
-        folder: For NVFlare's own files.
-        names: The sites.
-        relay: The server's side.
-        site: The clients' side.
-        threshold: Fewest clients.
-    """
-    check_names(names)
-    recipe = SecflRecipe("secfl", server=relay, client=site, min_clients=threshold)
-    recipe.execute(SimEnv(clients=list(names), num_threads=len(names), workspace_root=str(folder)))

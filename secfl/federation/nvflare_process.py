@@ -109,17 +109,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the simulator to its end; returns the exit code."""
     (path,) = sys.argv[1:] if arguments is None else arguments
     settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    from secfl.federation import nvflare
+    from secfl.federation import nvflare_simulator as simulator
 
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        nvflare.simulate_sites(
+        simulator.simulate_sites(
             Path(path).parent / "nvflare",
             [client_id(name) for name in settings["names"]],
-            relay=nvflare.Relay(
+            relay=simulator.Relay(
                 settings["port"], settings["token_file"], settings["most_bytes"], settings["seconds"]
             ),
-            site=nvflare.SimulatedSite(settings["run"], settings["run_id"], settings["task"]),
+            site=simulator.SimulatedSite(settings["run"], settings["run_id"], settings["task"]),
             threshold=settings["threshold"],
         )
     except SecflError as error:
