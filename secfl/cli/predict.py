@@ -29,7 +29,14 @@ def predict(
     site: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Whose own parameters to use, where parts of the model stay at the sites."
+            metavar="NAME",
+            help="Whose own parameters to use, where parts of the model stay at the sites; of unlike models, whose.",
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of unlike models, the clients' of this family in place of the student."
         ),
     ] = None,
     truth: Annotated[
@@ -57,7 +64,7 @@ def predict(
     from secfl.segmentation.prediction import Identifiers, Writing, predict_files
 
     done = predict_files(
-        predictor_of_run(run, site=site),
+        predictor_of_run(run, site=site, family=family),
         images,
         out=out,
         writing=Writing(

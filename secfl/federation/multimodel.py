@@ -12,46 +12,34 @@ ledger of its own: that of the maps is the run's, those of the cohorts lie under
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secfl.config import RunConfig, check_cohort
-from secfl.crypto import codec
+from secfl.config import RunConfig
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError, DataError
 from secfl.federation import checkpoint, summary
-from secfl.federation.accounts import RunAccounts
-from secfl.federation.contributors import require_contributors, require_survivors
+from secfl.federation.contributors import require_survivors
 from secfl.federation.coordinator import RoundOutcome
-from secfl.federation.evaluation import by_site, describe
-from secfl.federation.members import Members
+from secfl.federation.evaluation import describe
+from secfl.federation.family_results import FamilyResults
+from secfl.federation.family_sums import CONSENSUS, SENTENCE, Maps, open_sums, plan_sums
 from secfl.federation.observer import Observer, RoundReport, RunInfo, Times
-from secfl.federation.offer import RoundTerms
-from secfl.federation.privacy import RunTerms
 from secfl.federation.repeated_sum import RepeatedSum
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for, scheme_spec
 from secfl.federation.state import count_parameters
 from secfl.randomness import SystemRng
-from secfl.segmentation.task import LocalResult, SegmentingTask, SiteMetrics, State
-from secfl.types import PROTOCOL_VERSION, client_id, join_fields
+from secfl.segmentation.task import SegmentingTask, State
+from secfl.types import client_id
 
 if TYPE_CHECKING:
     from secfl.segmentation.family_task import FamilyTask
 
-__all__ = ["averaged_families", "resume_families", "simulate_families"]
-
-_MAPS = "consensus"
-_BOUND_OF_MAPS = 0.5
-_UNPROTECTED_MAPS = (
-    "the mean class probabilities of all models on the proxy images, every round: no noise protects them, and they "
-    "may tell which images the models were trained on"
-)
-_SENTENCE = "no differential privacy: ε is null; the mean probability maps on the proxy images are opened without noise"
+__all__ = ["resume_families", "simulate_families"]
 
 
 def simulate_families(config: RunConfig, *, out: Path, observer: Observer) -> dict[str, Any]:
@@ -66,32 +54,6 @@ def resume_families(run: RunDirectory, *, observer: Observer) -> dict[str, Any]:
     return prepared.run_to_the_end()
 
 
-def averaged_families(config: RunConfig, family_of: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Family -> its clients, for the families whose weights are averaged."""
-    settings = config.multi_model
-    cohorts: dict[str, tuple[str, ...]] = {}
-    for site, family in sorted(family_of.items()):
-        cohorts[family] = (*cohorts.get(family, ()), site)
-    wanted = settings.average
-    if wanted is None:
-        wanted = tuple(family for family in cohorts if len(cohorts[family]) >= settings.min_contributors)
-    return {family: cohorts[family] for family in sorted(set(wanted))}
-
-
-class _Maps:
-    """What a client does in the sum of maps: look at the proxy images with the model that it has now."""
-
-    def __init__(self, tasks: Mapping[str, FamilyTask], family_of: Mapping[str, str]) -> None:
-        self._tasks = tasks
-        self._family_of = family_of
-        self.models: dict[str, State] = {}
-
-    def train(self, site: str, state: State, *, round_index: int) -> LocalResult:  # noqa: ARG002 - see the protocol
-        """The client's maps in place of the undecided ones."""
-        maps = self._tasks[self._family_of[site]].maps(self.models[site])
-        return LocalResult(state={name: maps[name] for name in state}, examples=1, loss=0.0)
-
-
 def _prepare(config: RunConfig, *, run: RunDirectory | None, out: Path, observer: Observer) -> _FamilyRun:
     """Everything that can be refused is refused in here, before anything is written."""
     from secfl.segmentation.family_task import build_family_tasks
@@ -103,21 +65,7 @@ def _prepare(config: RunConfig, *, run: RunDirectory | None, out: Path, observer
     for site in sites:
         client_id(site)
     family_of = dict(zip(sites, settings.families, strict=True))
-    cohorts = averaged_families(config, family_of)
-    first = {family: task.task.initial_state() for family, task in tasks.items()}
-    undecided = student.undecided()
-    opened: dict[str, Sequence[str]] = {f"{_MAPS}/{name}": sites for name in undecided}
-    for family, members in cohorts.items():
-        opened |= {f"{family}/{name}": members for name in first[family]}
-    require_contributors(opened, least=settings.min_contributors)
-    thresholds = {
-        name: _threshold(config, len(members), name=name)
-        for name, members in {_MAPS: sites, **cohorts}.items()
-    }
-    terms = {_MAPS: _terms(config, undecided, clients=len(sites), digest=student.task.digest(), maps=True)}
-    for family, members in cohorts.items():
-        digest = tasks[family].task.digest()
-        terms[family] = _terms(config, first[family], clients=len(members), digest=digest, maps=False)
+    planned = plan_sums(config, tasks, family_of)
     scheme_for(scheme_spec(config.secure_agg))
     resumed = run is not None
     if run is None:
@@ -125,31 +73,10 @@ def _prepare(config: RunConfig, *, run: RunDirectory | None, out: Path, observer
         if isinstance(student.task, SegmentingTask):
             run.write_inputs(student.task.inputs)
         run.keep_identities([Identity.generate(client_id(site), SystemRng()) for site in sites])
-    identities = {identity.name: identity for identity in run.identities()}
-    maps = _Maps(tasks, family_of)
-    sums: dict[str, RepeatedSum] = {}
-    for name, members in {_MAPS: sites, **cohorts}.items():
-        chosen = [identities[client_id(site)] for site in members]
-        place = run if name == _MAPS else RunDirectory(run.root / "cohorts" / name.replace(":", "-"))
-        sums[name] = RepeatedSum(
-            name,
-            config=config,
-            run=run,
-            trainer=maps if name == _MAPS else tasks[name].task,
-            terms=terms[name],
-            threshold=thresholds[name],
-            identities=chosen,
-            accounts=_accounts(
-                place,
-                config,
-                terms[name],
-                chosen,
-                threshold=thresholds[name],
-                resumed=resumed,
-                unprotected=(_UNPROTECTED_MAPS,) if name == _MAPS else (),
-            ),
-            progress=observer.phase,
-        )
+    maps = Maps(tasks, family_of)
+    sums = open_sums(
+        planned, config=config, run=run, tasks=tasks, maps=maps, resumed=resumed, progress=observer.phase
+    )
     return _FamilyRun(
         config=config,
         run=run,
@@ -157,71 +84,10 @@ def _prepare(config: RunConfig, *, run: RunDirectory | None, out: Path, observer
         family_of=family_of,
         sums=sums,
         maps=maps,
-        undecided=undecided,
+        undecided=student.undecided(),
         observer=observer,
-        student=first[settings.student],
-        models={site: first[family] for site, family in family_of.items()},
-    )
-
-
-def _threshold(config: RunConfig, clients: int, *, name: str) -> int:
-    """At least ``min_contributors``, so that drop-outs never open a sum of fewer."""
-    least = config.multi_model.min_contributors
-    try:
-        asked = config.secure_agg.threshold if name == _MAPS else None
-        found = check_cohort(clients, config.secure_agg.scheme, asked, config.dropout)
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from None
-    if name == _MAPS and asked is not None and asked < least:
-        raise ConfigError(f"--threshold {asked}: expected at least min_contributors ({least})")
-    return max(found, least)
-
-
-def _terms(config: RunConfig, state: State, *, clients: int, digest: bytes, maps: bool) -> RunTerms:
-    settings = config.secure_agg
-    grid = codec.Grid.for_coordinates(
-        count_parameters(state),
-        coordinate_bound=_BOUND_OF_MAPS if maps else settings.coordinate_bound,
-        value_bits=config.multi_model.probability_bits if maps else settings.value_bits,
-    )
-    kind = b"maps" if maps else b"weights"
-    public = config.multi_model.model_dump_json().encode()
-    return RunTerms(
-        round_terms=RoundTerms(
-            grid=grid,
-            bits=codec.required_bits(grid, clients=clients),
-            weighting=None,
-            task_digest=hashlib.sha256(join_fields(b"families", kind, digest, public)).digest(),
-            plan_digest=hashlib.sha256(join_fields(PROTOCOL_VERSION, b"plan", b"none")).digest(),
-        ),
-        plan=None,
-        rounds=config.training.rounds,
-        non_private="no noise is added (--dp off)",
-        sentence=_SENTENCE,
-    )
-
-
-def _accounts(
-    place: RunDirectory,
-    config: RunConfig,
-    terms: RunTerms,
-    identities: Sequence[Identity],
-    *,
-    threshold: int,
-    resumed: bool,
-    unprotected: Sequence[str],
-) -> RunAccounts:
-    # A run that was cut off before this ledger existed has released nothing under it.
-    if resumed and place.ledger.exists():
-        return RunAccounts.resume(place, terms, members=Members.simulated(identities))
-    place.root.mkdir(parents=True, exist_ok=True)
-    return RunAccounts.create(
-        place,
-        config,
-        terms,
-        members=Members.simulated(identities),
-        threshold=threshold,
-        unprotected=unprotected,
+        student=student.task.initial_state(),
+        models={site: tasks[family].task.initial_state() for site, family in family_of.items()},
     )
 
 
@@ -234,7 +100,7 @@ class _FamilyRun:
     tasks: Mapping[str, FamilyTask]
     family_of: Mapping[str, str]
     sums: Mapping[str, RepeatedSum]
-    maps: _Maps
+    maps: Maps
     undecided: State
     observer: Observer
     student: State
@@ -244,11 +110,15 @@ class _FamilyRun:
 
     @property
     def _consensus(self) -> RepeatedSum:
-        return self.sums[_MAPS]
+        return self.sums[CONSENSUS]
 
     @property
     def _student_task(self) -> FamilyTask:
         return self.tasks[self.config.multi_model.student]
+
+    @property
+    def _results(self) -> FamilyResults:
+        return FamilyResults(self.config, self.tasks, self.family_of)
 
     def go_back_to_checkpoint(self) -> None:
         """Load all models as they were after the last finished round."""
@@ -277,13 +147,13 @@ class _FamilyRun:
                 scheme=config.secure_agg.scheme.value,
                 key_mode=key_mode_name(config.secure_agg),
                 threshold=self._consensus.threshold,
-                privacy=_SENTENCE,
+                privacy=SENTENCE,
             )
         )
-        self._say(_SENTENCE)
+        self._say(SENTENCE)
         for text in describe(self._student_task.task):
             self._say(text)
-        averaged = [name for name in self.sums if name != _MAPS]
+        averaged = [name for name in self.sums if name != CONSENSUS]
         self._say(
             "families: "
             + ", ".join(f"{site} {family}" for site, family in self.family_of.items())
@@ -308,7 +178,7 @@ class _FamilyRun:
         dropped: set[str] = set()
         alone = set(self.models)
         for name, one in self.sums.items():
-            if name == _MAPS:
+            if name == CONSENSUS:
                 continue
             members = [site for site, family in self.family_of.items() if family == name]
             outcome, missing = one.open(self.models[members[0]], round_index=index)
@@ -324,11 +194,11 @@ class _FamilyRun:
         training = time.perf_counter() - training
         self.maps.models = self.models
         outcome, missing = self._consensus.open(self.undecided, round_index=index)
-        require_survivors(_MAPS, outcome.survivors, least=least)
+        require_survivors(CONSENSUS, outcome.survivors, least=least)
         outcomes.append((self._consensus, outcome))
         dropped |= set(missing)
         distilling = time.perf_counter()
-        self._distill(outcome.state, index)
+        self._distill(self._student_task.consensus(outcome.state), index)
         training += time.perf_counter() - distilling
         self._keep(outcomes, index=index, dropped=sorted(dropped), training=training, began=began)
 
@@ -373,7 +243,7 @@ class _FamilyRun:
         )
         every = self.config.evaluate_every or 1
         evaluated = (index + 1) % every == 0 or index + 1 == self.config.training.rounds
-        metrics = self._metrics(self.student) if evaluated else {}
+        metrics = self._results.metrics(self.student) if evaluated else {}
         times = replace(times, total=time.perf_counter() - began)
         row: dict[str, Any] = {
             "round": index,
@@ -425,28 +295,10 @@ class _FamilyRun:
             ),
         )
 
-    def _metrics(self, state: State, family: str | None = None) -> dict[str, SiteMetrics]:
-        task = self.tasks[family or self.config.multi_model.student].task
-        return {site: task.evaluate(site, state) for site in task.sites}
-
     def _finish(self) -> dict[str, Any]:
         config = self.config
-        metrics = self._metrics(self.student)
-        clients = {site: self._metrics(model, self.family_of[site]) for site, model in self.models.items()}
-        union: dict[str, Any] = {
-            "student": _over_all_cases(metrics),
-            "clients": {site: _over_all_cases(found) for site, found in clients.items()},
-        }
-        references = None
-        if config.references:
-            local = {site: self._metrics(self._alone(site), self.family_of[site]) for site in self.models}
-            pooled = self._metrics(self._pooled())
-            references = {
-                "local": {site: by_site(found, "dice") for site, found in local.items()},
-                "pooled": by_site(pooled, "dice"),
-            }
-            union["local"] = {site: _over_all_cases(found) for site, found in local.items()}
-            union["pooled"] = _over_all_cases(pooled)
+        metrics = self._results.metrics(self.student)
+        compared, references = self._results.compared(metrics, self.models, trained=self._trained)
         self._store("final", self.student)
         for site, model in self.models.items():
             self.run.sites.mkdir(exist_ok=True)
@@ -469,28 +321,18 @@ class _FamilyRun:
         )
         document["model"] = config.multi_model.student
         document["families"] = dict(self.family_of)
-        document["evaluation_only"]["clients"] = {
-            site: by_site(found, "dice") for site, found in clients.items()
-        }
-        document["evaluation_only"]["union"] = union
+        document["evaluation_only"] |= compared
         self.run.write_summary(document)
         self.run.forget_identities()
         self.run.log("finished: all rounds completed")
         return document
 
-    def _alone(self, site: str) -> State:
-        """What a site would have without a federation: its family on its own images."""
-        return self._reference(f"reference-{site}", self.family_of[site], [site])
-
-    def _pooled(self) -> State:
-        return self._reference("reference-pooled", self.config.multi_model.student, list(self.family_of))
-
-    def _reference(self, name: str, family: str, sites: Sequence[str]) -> State:
-        path = self.run.checkpoints / f"{name}.safetensors"
+    def _trained(self, name: str, train: Callable[[], State]) -> State:
+        """A reference, kept so that an interrupted run does not train it again."""
+        path = self.run.checkpoints / f"reference-{name}.safetensors"
         if not path.exists():
             self.observer.phase("references", 0, 1)
-            rounds = self.config.training.rounds
-            self._store(name, self.tasks[family].task.train_reference(sites, rounds=rounds))
+            self._store(path.stem, train())
         return checkpoint.load(path).state
 
 
@@ -501,9 +343,3 @@ def _part(state: State, prefix: str) -> State:
 def _added(books: Sequence[Mapping[Any, int]]) -> dict[str, int]:
     names = sorted({name for book in books for name in book})
     return {name: sum(book.get(name, 0) for book in books) for name in names}
-
-
-def _over_all_cases(metrics: Mapping[str, SiteMetrics]) -> float:
-    """Mean Dice over the test cases of all sites together."""
-    cases = sum(row.cases for row in metrics.values())
-    return round(sum(row.dice * row.cases for row in metrics.values()) / cases, 6)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from secfl.config import RunConfig
 from secfl.errors import ConfigError, DataError
@@ -17,18 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["predictor_of_run"]
 
 
-def predictor_of_run(path: Path, *, site: str | None = None) -> Predictor:
+def predictor_of_run(path: Path, *, site: str | None = None, family: str | None = None) -> Predictor:
     """The model that a run gives: after its last finished round, or the best one where it stops early.
 
-    Of a federation of unlike models it is the student; where parts of the model stay at the sites, it is one
-    site's.
+    Of a federation of unlike models it is the student, unless a client's model is asked for; where parts of the model
+    stay at the sites, it is one site's.
 
     Args:
         path: The run directory.
-        site: Whose own parameters complete the model.
+        site: Whose own parameters complete the model, or whose model it is among unlike ones.
+        family: Of unlike models, the one of this family; if clients with it differ, the site tells which.
 
     Raises:
-        ConfigError: Not a run directory, or a site that is missing, unknown or of no use.
+        ConfigError: Not a run directory, or a site or family that is missing, unknown or of no use.
         DataError: No checkpoint yet, a damaged one, or a model that does not fit it.
     """
     run = RunDirectory.open(path)
@@ -36,11 +39,13 @@ def predictor_of_run(path: Path, *, site: str | None = None) -> Predictor:
     chosen = _checkpoint(run, config)
     loaded = checkpoint.load(chosen)
     state = dict(loaded.state)
-    family = None
     if config.multi_model.families:
-        family, prefix = config.multi_model.student, "student/"
-        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        state = found or state
+        family, state = _unlike(config, state, site=site, family=family)
+        site = None
+    elif family is not None:
+        raise ConfigError(
+            f"--family {family}: the run has one family, {config.model.name}; leave --family out"
+        )
     if config.training.local_parameters != "none":
         state |= _own(run, site, loaded.rounds_completed)
         inputs = inputs.at(site)
@@ -56,6 +61,36 @@ def predictor_of_run(path: Path, *, site: str | None = None) -> Predictor:
         raise
     except ConfigError as error:
         raise DataError(f"{chosen}: {error}") from None
+
+
+def _unlike(
+    config: RunConfig, state: State, *, site: str | None, family: str | None
+) -> tuple[str, dict[str, Any]]:
+    """Family and tensors of the student or of one client, out of a checkpoint of all models."""
+    models: dict[str, dict[str, Any]] = {}
+    for name, tensor in state.items():
+        kind, _, rest = name.partition("/")
+        owner, _, tensor_name = rest.partition("/") if kind == "site" else ("", "", rest)
+        models.setdefault(owner, {})[tensor_name] = tensor
+    student = models.pop("")
+    family_of = dict(zip(sorted(models), config.multi_model.families, strict=True))
+    if site is None and family is None:
+        return config.multi_model.student, student
+    if site is not None and site not in family_of:
+        raise ConfigError(f"--site {site}: no such client; expected one of {', '.join(family_of)}")
+    asked = [one for one in family_of if site in (None, one) and family in (None, family_of[one])]
+    if not asked and site is None and family == config.multi_model.student:
+        return family, student
+    if not asked:
+        where = f"{site} has {family_of[site]}" if site is not None else "no model of it"
+        known = dict.fromkeys([*family_of.values(), config.multi_model.student])
+        raise ConfigError(f"--family {family}: {where}; expected one of {', '.join(known)}")
+    first = models[asked[0]]
+    if any(not np.array_equal(models[one][name], first[name]) for one in asked for name in first):
+        raise ConfigError(
+            f"--family {family}: the models of its clients differ; expected --site with one of {', '.join(asked)}"
+        )
+    return family_of[asked[0]], first
 
 
 def _checkpoint(run: RunDirectory, config: RunConfig) -> Path:

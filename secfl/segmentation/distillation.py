@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,13 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from secfl.config import TrainingConfig
-from secfl.segmentation.augmentation import Sample, augment_with_maps, crop_batch
+from secfl.segmentation.augmentation import Batch, Sample, augment_with_maps
 from secfl.segmentation.losses import soft_dice_and_cross_entropy
-from secfl.segmentation.training import Span, crop_shape, learning_rate_factor
+from secfl.segmentation.training import Span, optimize_span
 
 __all__ = ["ProxyImage", "distill"]
-
-_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +57,21 @@ def distill(
         seed: Orders, crops and augments the images.
     """
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    samples = [image.sample for image in images]
     channels = images[0].channels
-    shape = crop_shape(samples, crop=settings.crop, multiple=multiple)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+
+    def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        if settings.augmentation != "none":
+            batch = augment_with_maps(batch, channels=channels, generator=generator)
+        image, maps = batch.image[:, :channels], batch.image[:, channels:].to(device)
+        target = torch.cat([(1 - maps.sum(dim=1, keepdim=True)).clamp_min(0.0), maps], dim=1)
+        return soft_dice_and_cross_entropy(model(image.to(device)), target, batch.valid.to(device))
+
+    return optimize_span(
+        model,
+        [image.sample for image in images],
+        loss,
+        settings=settings.model_copy(update={"proximal": 0.0}),
+        span=span,
+        multiple=multiple,
+        seed=seed,
     )
-    steps = math.ceil(len(samples) / settings.batch_size)
-    model.train()
-    torch.manual_seed(seed)  # for drop-out inside a network; put back by `deterministic`
-    loss_of_epoch = 0.0
-    for epoch in range(span.epochs):
-        order = torch.randperm(len(samples), generator=generator).tolist()
-        loss_of_epoch = 0.0
-        for step in range(steps):
-            progress = (span.first + epoch + step / steps) / span.total
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * learning_rate_factor(progress, settings.schedule)
-            chosen = [samples[index] for index in order[step::steps]]
-            batch = crop_batch(chosen, shape=shape, generator=generator)
-            if settings.augmentation != "none":
-                batch = augment_with_maps(batch, channels=channels, generator=generator)
-            image, maps = batch.image[:, :channels], batch.image[:, channels:].to(device)
-            target = torch.cat([(1 - maps.sum(dim=1, keepdim=True)).clamp_min(0.0), maps], dim=1)
-            loss = soft_dice_and_cross_entropy(model(image.to(device)), target, batch.valid.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
-            optimizer.step()
-            loss_of_epoch += float(loss.detach()) * len(chosen) / len(samples)
-    return loss_of_epoch

@@ -2,7 +2,7 @@
 
 The proxy images belong to nobody, and their labels are never read: what crosses between families is the mean of all
 clients' class probabilities on them (Li and Wang 2019, "FedMD"; Lin et al. 2020, "FedDF"), quantised and added like
-any other vector.
+any other vector. Where maps are weighted, clients send the product of weight and probability, and the weight.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ __all__ = ["FamilyTask", "build_family_tasks"]
 
 UNDECIDED = 0.5
 """Where the maps of every round start: clients send by how much they differ from it."""
+
+_WEIGHTS = "weights"
 
 
 def build_family_tasks(config: RunConfig) -> dict[str, FamilyTask]:
@@ -67,6 +69,8 @@ class FamilyTask:
         self._config = config
         self._classes = dataset.classes
         self._proxy = tuple((case.image, case.valid) for case in public)
+        self._dataset = dataset
+        self._weights: dict[str, NDArray[np.float32]] = {}
         self._task = SegmentationTask(config.model_copy(update={"model": model}), dataset)
 
     @property
@@ -75,14 +79,21 @@ class FamilyTask:
         return self._task
 
     def undecided(self) -> State:
-        """One map per proxy image, foreground classes first axis, one half everywhere."""
-        return {
-            f"maps.{number:05d}": np.full((self._classes - 1, *image.shape[1:]), UNDECIDED, np.float32)
+        """One map per proxy image, foreground classes first axis, one half everywhere; then weights, if asked for."""
+        maps = {
+            _map(number): np.full((self._classes - 1, *image.shape[1:]), UNDECIDED, np.float32)
             for number, (image, _) in enumerate(self._proxy)
         }
+        if self._config.multi_model.weights != "equal":
+            maps[_WEIGHTS] = np.full(len(self._proxy), UNDECIDED, np.float32)
+        return maps
 
-    def maps(self, state: State) -> State:
-        """The model's probability of every foreground class on every proxy image; shapes as `undecided`."""
+    def maps(self, state: State, *, site: str) -> State:
+        """What a client sends: its model's probability of every foreground class on every proxy image.
+
+        Where maps are weighted, a probability's difference from one half is multiplied by the image's weight for the
+        site, so that it lies within the same bounds. Shapes are those of `undecided`.
+        """
         from secfl.segmentation.inference import probabilities
         from secfl.segmentation.training import deterministic
 
@@ -94,7 +105,42 @@ class FamilyTask:
             for number, (image, _) in enumerate(self._proxy):
                 batch = torch.from_numpy(np.ascontiguousarray(image))[None]
                 values = probabilities(model, batch, multiple=multiple)[0, 1:]
-                found[f"maps.{number:05d}"] = values.float().cpu().numpy()
+                found[_map(number)] = values.float().cpu().numpy()
+        if self._config.multi_model.weights == "equal":
+            return found
+        weights = self.weights(site)
+        for number, weight in enumerate(weights):
+            found[_map(number)] = UNDECIDED + weight * (found[_map(number)] - np.float32(UNDECIDED))
+        return found | {_WEIGHTS: weights}
+
+    def weights(self, site: str) -> NDArray[np.float32]:
+        """How typical every proxy image is of a site's training images, ``1 / weight_ratio`` to 1."""
+        from secfl.segmentation.typicality import describe_image, typicality
+
+        if site not in self._weights:
+            found = typicality(
+                [describe_image(image, valid) for image, valid in self._proxy],
+                [describe_image(case.image, case.valid) for case in self._dataset.sites[site].train],
+                ratio=self._config.multi_model.weight_ratio,
+            )
+            self._weights[site] = found.astype(np.float32)
+        return self._weights[site]
+
+    def consensus(self, opened: State) -> State:
+        """What all clients together think of the proxy images, out of the mean of what they sent.
+
+        Returns:
+            One map per proxy image, 0..1: the weighted mean of probabilities, sharpened if asked for.
+        """
+        settings = self._config.multi_model
+        least = np.float32(1 / settings.weight_ratio)
+        found: dict[str, NDArray[np.float32]] = {}
+        for number in range(len(self._proxy)):
+            values = opened[_map(number)]
+            if settings.weights != "equal":
+                weight = np.clip(opened[_WEIGHTS][number], least, 1)
+                values = UNDECIDED + (values - np.float32(UNDECIDED)) / weight
+            found[_map(number)] = _sharpened(np.clip(values, 0, 1), settings.sharpen)
         return found
 
     def distill(self, state: State, maps: State, *, epochs: int, round_index: int, label: str) -> State:
@@ -102,7 +148,7 @@ class FamilyTask:
 
         Args:
             state: The model.
-            maps: The mean of all clients' maps; values are cut to 0..1.
+            maps: The consensus.
             epochs: Passes over the proxy images.
             round_index: From 0; places the passes in the learning rate's schedule.
             label: Whose model it is, for the order of the images.
@@ -115,7 +161,7 @@ class FamilyTask:
 
         rounds = self._config.training.rounds
         images = [
-            ProxyImage.of(image, maps[f"maps.{number:05d}"], valid)
+            ProxyImage.of(image, maps[_map(number)], valid)
             for number, (image, valid) in enumerate(self._proxy)
         ]
         with deterministic(self._config.threads):
@@ -129,3 +175,17 @@ class FamilyTask:
                 seed=ExperimentSeed(self._config.seed).derive(f"distill/{label}/{round_index}"),
             )
             return state_of(model)
+
+
+def _map(number: int) -> str:
+    """The tensor of a proxy image."""
+    return f"maps.{number:05d}"
+
+
+def _sharpened(maps: NDArray[np.float32], exponent: float) -> NDArray[np.float32]:
+    """Foreground probabilities, first axis, with the background's, to a power and brought to 1 again."""
+    if exponent == 1:
+        return maps
+    everything = np.concatenate([np.clip(1 - maps.sum(axis=0, keepdims=True), 0, 1), maps]) ** exponent
+    found: NDArray[np.float32] = (everything / everything.sum(axis=0, keepdims=True))[1:].astype(np.float32)
+    return found

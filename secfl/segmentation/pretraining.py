@@ -21,7 +21,7 @@ from torch import nn
 from secfl.config import RunConfig, TrainingConfig
 from secfl.errors import ConfigError, DataError
 from secfl.randomness import ExperimentSeed
-from secfl.segmentation.augmentation import Sample, augment, crop_batch
+from secfl.segmentation.augmentation import Batch, Sample, augment, crop_batch
 from secfl.segmentation.data.cases import Case, Dataset
 from secfl.segmentation.digests import code_digest, settings_bytes
 from secfl.segmentation.models import ModelSpec, build_model, model_spec
@@ -33,7 +33,7 @@ from secfl.segmentation.training import (
     Span,
     crop_shape,
     deterministic,
-    learning_rate_factor,
+    optimize_span,
     resolve_device,
 )
 from secfl.types import join_fields
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PretrainingTask", "hide_patches", "pretrain_span", "read_pretrained", "transfer"]
 
-_GRADIENT_NORM = 1.0
 _TINY = 1e-6
 
 
@@ -101,36 +100,16 @@ def pretrain_span(
         seed: Orders, crops, augments and hides.
     """
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    shape = crop_shape(samples, crop=settings.crop, multiple=multiple)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    steps = math.ceil(len(samples) / settings.batch_size)
-    model.train()
-    torch.manual_seed(seed)  # for drop-out inside a network; put back by `deterministic`
-    loss_of_epoch = 0.0
-    for epoch in range(span.epochs):
-        order = torch.randperm(len(samples), generator=generator).tolist()
-        loss_of_epoch = 0.0
-        for step in range(steps):
-            progress = (span.first + epoch + step / steps) / span.total
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * learning_rate_factor(progress, settings.schedule)
-            chosen = [samples[index] for index in order[step::steps]]
-            batch = crop_batch(chosen, shape=shape, generator=generator)
-            batch = augment(batch, strength=settings.augmentation, generator=generator)
-            seen, hidden = hide_patches(
-                batch.image, patch=settings.mask_patch, share=settings.mask_share, generator=generator
-            )
-            image, valid = batch.image.to(device), batch.valid.to(device)
-            loss = _error(model(seen.to(device)), image, hidden.to(device), valid)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), _GRADIENT_NORM)
-            optimizer.step()
-            loss_of_epoch += float(loss.detach()) * len(chosen) / len(samples)
-    return loss_of_epoch
+
+    def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        batch = augment(batch, strength=settings.augmentation, generator=generator)
+        seen, hidden = hide_patches(
+            batch.image, patch=settings.mask_patch, share=settings.mask_share, generator=generator
+        )
+        image, valid = batch.image.to(device), batch.valid.to(device)
+        return _error(model(seen.to(device)), image, hidden.to(device), valid)
+
+    return optimize_span(model, samples, loss, settings=settings, span=span, multiple=multiple, seed=seed)
 
 
 def transfer(pretrained: State, state: State, *, head: frozenset[str]) -> State:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,7 +22,16 @@ from secfl.segmentation.data.cases import Case
 from secfl.segmentation.losses import dice_and_cross_entropy
 from secfl.segmentation.padding import padded_shape
 
-__all__ = ["Span", "deterministic", "learning_rate_factor", "resolve_device", "samples_of", "train_span"]
+__all__ = [
+    "Span",
+    "crop_shape",
+    "deterministic",
+    "learning_rate_factor",
+    "optimize_span",
+    "resolve_device",
+    "samples_of",
+    "train_span",
+]
 
 _WARM_UP = 0.05
 _FINAL_FACTOR = 0.01
@@ -115,7 +124,7 @@ def train_span(
     multiple: int,
     seed: int,
 ) -> float:
-    """Train a model in place.
+    """Train a model in place towards the samples' labels.
 
     Args:
         model: On its device. Its parameters as they are given are what the proximal term pulls back to; those that
@@ -130,11 +139,54 @@ def train_span(
         Mean loss over the last epoch, without the proximal term.
     """
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    shape = crop_shape(samples, crop=settings.crop, multiple=multiple)
     foreground = settings.foreground_crops
     if foreground is None:
-        foreground = _FOREGROUND_IN_VOLUMES if len(shape) == 3 else 0.0
+        foreground = _FOREGROUND_IN_VOLUMES if samples[0].labels.ndim == 3 else 0.0
+
+    def loss(batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        batch = augment(batch, strength=settings.augmentation, generator=generator)
+        return _loss(model, batch, device, settings.precision)
+
+    return optimize_span(
+        model,
+        samples,
+        loss,
+        settings=settings,
+        span=span,
+        multiple=multiple,
+        seed=seed,
+        foreground=foreground,
+    )
+
+
+def optimize_span(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    loss_of: Callable[[Batch, torch.Generator], torch.Tensor],
+    *,
+    settings: TrainingConfig,
+    span: Span,
+    multiple: int,
+    seed: int,
+    foreground: float = 0.0,
+) -> float:
+    """Bring down any loss of cropped batches; what training, distillation and pre-training have in common.
+
+    Args:
+        model: As of `train_span`.
+        samples: What is cropped and put into batches.
+        loss_of: The loss of a batch, which it may augment with the generator.
+        settings: Batch size, learning rate and its schedule, crop, proximal term, accumulation.
+        span: As of `train_span`.
+        multiple: As of `train_span`.
+        seed: Orders and crops the samples.
+        foreground: Share of crops with a labelled pixel in the middle.
+
+    Returns:
+        Mean loss over the last epoch, without the proximal term.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = crop_shape(samples, crop=settings.crop, multiple=multiple)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     anchor = [parameter.detach().clone() for parameter in learned] if settings.proximal else []
     optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -148,12 +200,11 @@ def train_span(
         for step in range(steps):
             chosen = [samples[index] for index in order[step::steps]]
             batch = crop_batch(chosen, shape=shape, generator=generator, foreground=foreground)
-            batch = augment(batch, strength=settings.augmentation, generator=generator)
             first = step - step % settings.accumulate
             together = min(settings.accumulate, steps - first)
             if step == first:
                 optimizer.zero_grad(set_to_none=True)
-            loss = _loss(model, batch, device, settings.precision)
+            loss = loss_of(batch, generator)
             (loss / together).backward()
             loss_of_epoch += float(loss.detach()) * len(chosen) / len(samples)
             if step + 1 < first + together:

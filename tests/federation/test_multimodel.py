@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 
 from secfl.cli.main import main
 from secfl.config import load_config
-from secfl.errors import ConfigError, RoundAborted
-from secfl.federation import multimodel, simulation
+from secfl.errors import ConfigError, DataError, RoundAborted
+from secfl.federation import family_sums, multimodel, simulation
 from secfl.federation.checkpoint import load
 from secfl.federation.contributors import require_contributors, require_survivors
-from secfl.federation.multimodel import averaged_families
+from secfl.federation.family_sums import averaged_families
 from secfl.federation.observer import SilentObserver
+from secfl.federation.prediction import predictor_of_run
 from secfl.segmentation.family_task import build_family_tasks
+from secfl.segmentation.models.state import state_of
 
 THREE = ["cnn", "sequential", "semantic"]
 
@@ -108,7 +111,8 @@ def test_the_consensus_is_the_mean_of_the_maps(monkeypatch, tmp_path):
     simulate(tmp_path / "run", config)
     (consensus, held), tasks = opened[0], build_family_tasks(config)
     maps = [
-        tasks[family].maps(held[site]) for site, family in zip(held, config.multi_model.families, strict=True)
+        tasks[family].maps(held[site], site=site)
+        for site, family in zip(held, config.multi_model.families, strict=True)
     ]
     for name, tensor in consensus.items():
         exact = sum(one[name].astype(float) for one in maps) / 3
@@ -131,6 +135,154 @@ def test_labels_of_the_proxy_images_are_never_looked_at(monkeypatch, tmp_path, p
     monkeypatch.setattr(family_task, "split_public", without_labels)
     summary = simulate(tmp_path / "run", settings("plain"))
     assert summary["final_model_sha256"] == plain[1]["final_model_sha256"]
+
+
+class TestWeights:
+    """Maps that count by how typical an image is of a client's own."""
+
+    def test_the_consensus_is_the_weighted_mean_of_the_maps(self, monkeypatch, tmp_path):
+        opened = []
+        original = multimodel._FamilyRun._distill
+
+        def listen(self, consensus, index):
+            opened.append((dict(consensus), dict(self.models)))
+            original(self, consensus, index)
+
+        monkeypatch.setattr(multimodel._FamilyRun, "_distill", listen)
+        config = settings(rounds=1, multi={"weights": "typical"})
+        simulate(tmp_path / "run", config)
+        (consensus, held), tasks = opened[0], build_family_tasks(config)
+        unweighted = build_family_tasks(settings())
+        families = dict(zip(held, config.multi_model.families, strict=True))
+        maps = {site: unweighted[families[site]].maps(held[site], site=site) for site in held}
+        weights = {site: tasks[families[site]].weights(site) for site in held}
+        assert len({round(float(weight), 3) for one in weights.values() for weight in one}) > 3
+        for number, (name, tensor) in enumerate(consensus.items()):
+            total = sum(float(weights[site][number]) for site in held)
+            exact = (
+                sum(float(weights[site][number]) * maps[site][name].astype(float) for site in held) / total
+            )
+            # Rounding of three clients' values and weights, each by half a step of 1/128, over the total weight.
+            np.testing.assert_allclose(tensor, exact, atol=2 * 3 * 0.5 / 2**7 / total)
+
+    def test_schemes_agree_and_the_ledger_declares_the_weights(self, tmp_path):
+        digests = set()
+        for scheme in ("plain", "masking", "ckks"):
+            config = settings(scheme, rounds=1, multi={"weights": "typical", "sharpen": 2.0})
+            digests.add(simulate(tmp_path / scheme, config)["final_model_sha256"])
+            header = (tmp_path / scheme / "ledger.jsonl").read_text().splitlines()[0]
+            assert "how typical each proxy image is" in header
+            assert "at most 0.67 with 3 clients" in header
+        assert len(digests) == 1
+
+    def test_no_client_counts_more_than_the_declared_share(self):
+        """It plays three clients of which one alone knows the images."""
+        config = settings(multi={"weights": "typical", "weight_ratio": 4.0})
+        tasks = build_family_tasks(config)
+        task = tasks["cnn"]
+        found = np.stack([task.weights(site) for site in task.task.sites])
+        assert found.min() >= 1 / 4
+        assert found.max() <= 1
+        share = found / found.sum(axis=0)
+        assert share.max() <= 4 / (4 + 2) + 1e-6
+
+    def test_a_sharper_consensus_keeps_the_most_probable_class(self):
+        task = build_family_tasks(settings(multi={"sharpen": 3.0}))["cnn"]
+        maps = {
+            name: np.random.default_rng(0).random(tensor.shape, np.float32)
+            for name, tensor in task.undecided().items()
+        }
+        for name, sharper in task.consensus(maps).items():
+            assert ((sharper > 0.5) == (maps[name] > 0.5)).all()
+            assert (np.abs(sharper - 0.5) >= np.abs(maps[name] - 0.5) - 1e-6).all()
+            np.testing.assert_allclose(
+                sharper, maps[name] ** 3 / (maps[name] ** 3 + (1 - maps[name]) ** 3), rtol=1e-4
+            )
+
+
+@pytest.fixture(scope="module")
+def mixed(self, tmp_path_factory):
+    run = tmp_path_factory.mktemp("mixed") / "run"
+    families = ["cnn", "cnn", "semantic", "cnn", "sequential", "sequential"]
+    simulate(run, settings("plain", families=families, rounds=1))
+    return run
+
+
+class TestPrediction:
+    """Which of all models segments new images."""
+
+    @pytest.mark.parametrize(
+        ("keys", "owner"),
+        [
+            ({}, "student"),
+            ({"family": "unet"}, "student"),
+            ({"family": "cnn"}, "clinic-4"),
+            ({"family": "semantic"}, "clinic-3"),
+            ({"site": "clinic-5"}, "clinic-5"),
+            ({"family": "sequential", "site": "clinic-6"}, "clinic-6"),
+        ],
+    )
+    def test_the_student_or_the_model_of_a_family_or_client(self, mixed, keys, owner):
+        found = state_of(predictor_of_run(mixed, **keys)._model)
+        expected = models(mixed)["student" if owner == "student" else f"{owner}.safetensors"]
+        assert identical({"a": found}, {"a": expected})
+
+    @pytest.mark.parametrize(
+        ("keys", "message"),
+        [
+            ({"family": "vgg19"}, "no model of it; expected one of cnn, semantic, sequential, unet"),
+            ({"family": "sequential"}, "differ; expected --site with one of clinic-5, clinic-6"),
+            ({"family": "cnn", "site": "clinic-3"}, "clinic-3 has semantic"),
+            ({"site": "clinic-9"}, "no such client"),
+        ],
+    )
+    def test_a_choice_that_names_no_one_model_is_refused(self, mixed, keys, message):
+        with pytest.raises(ConfigError, match=message):
+            predictor_of_run(mixed, **keys)
+
+    def test_a_run_of_one_family_has_no_other(self, tmp_path):
+        config = settings("plain", multi={"families": []}, clients=3, rounds=1)
+        simulate(tmp_path / "run", config)
+        with pytest.raises(ConfigError, match="the run has one family, unet"):
+            predictor_of_run(tmp_path / "run", family="cnn")
+
+    def test_by_the_command_line(self, mixed, tmp_path):
+        from PIL import Image
+
+        image = tmp_path / "leg.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48), np.uint8)).save(image)
+        for number, flags in enumerate([[], ["--family", "semantic"], ["--family", "cnn"]]):
+            out = tmp_path / str(number)
+            assert main(["predict", str(mixed), str(image), "--out", str(out), *flags]) == 0
+            assert Image.open(out / "masks/leg.png").size == (48, 40)
+
+
+def test_the_proxy_images_need_no_masks(tmp_path):
+    """Neither are any there, nor does it matter what lies in their place."""
+    from PIL import Image
+
+    rng = np.random.default_rng(1)
+    for site in ("a", "b", "c", "proxy"):
+        for number in range(4):
+            for kind in ("images", "masks"):
+                place = tmp_path / "data" / site / kind / f"{number}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 200, (32, 32)).astype(np.uint8)
+                pixels[8:20, 8:20] = 255
+                Image.fromarray(pixels if kind == "images" else (pixels == 255).astype(np.uint8) * 255).save(
+                    place
+                )
+    data = {"source": str(tmp_path / "data"), "public": ["proxy"]}
+    digests = []
+    for name in ("with", "without"):
+        if name == "without":
+            shutil.rmtree(tmp_path / "data/proxy/masks")
+        config = settings("plain", rounds=1, data=data)
+        digests.append(simulate(tmp_path / name, config)["final_model_sha256"])
+    assert digests[0] == digests[1]
+    shutil.rmtree(tmp_path / "data/a/masks")
+    with pytest.raises(DataError, match="a/masks"):
+        simulate(tmp_path / "third", config)
 
 
 def test_nothing_that_is_opened_comes_from_fewer_than_three(tmp_path, capsys):
@@ -196,9 +348,9 @@ class TestGuard:
 
     def test_without_the_guard_the_sum_of_one_is_its_weights(self, tmp_path, monkeypatch):
         """Why it is there: under `plain` and with the guard off, the opened tensor is the client's own."""
-        monkeypatch.setattr(multimodel, "require_contributors", lambda *_, **__: None)
+        monkeypatch.setattr(family_sums, "require_contributors", lambda *_, **__: None)
         monkeypatch.setattr(multimodel, "require_survivors", lambda *_, **__: None)
-        monkeypatch.setattr(multimodel, "_threshold", lambda *_, **__: 1)
+        monkeypatch.setattr(family_sums, "_threshold", lambda *_, **__: 1)
         seen = {}
         original = multimodel.RepeatedSum.open
 

@@ -9,9 +9,11 @@ anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +29,35 @@ from secfl.segmentation.data.sources import KINDS, files_by_stem, read_labels, r
 from secfl.segmentation.data.splits import Split, draw_split, read_patients, read_splits
 from secfl.types import client_id
 
-__all__ = ["Reading", "SiteFiles", "assign_patients", "read_folder", "read_site", "site_folders"]
+__all__ = [
+    "Masks",
+    "Reading",
+    "SiteFiles",
+    "assign_patients",
+    "masks_everywhere",
+    "read_folder",
+    "read_site",
+    "site_folders",
+]
 
 _FIELD_OF_VIEW = LabelMap()
+
+
+class Masks(StrEnum):
+    """Whether a site's masks are looked at."""
+
+    READ = "read"
+    UNREAD = "unread"
+    """There need be none; every label is then 0."""
+
+
+MasksOf: TypeAlias = Callable[[str], Masks]
+"""By the site's name."""
+
+
+def masks_everywhere(site: str) -> Masks:  # noqa: ARG001 - the same for all sites
+    """Masks of all sites."""
+    return Masks.READ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +76,12 @@ class Reading:
 
 
 def read_folder(
-    root: Path, *, test_fraction: float, seed: ExperimentSeed, reading: Reading | None = None
+    root: Path,
+    *,
+    test_fraction: float,
+    seed: ExperimentSeed,
+    reading: Reading | None = None,
+    masks: MasksOf = masks_everywhere,
 ) -> Dataset:
     """Read a data folder completely.
 
@@ -57,12 +90,13 @@ def read_folder(
         test_fraction: Share of each site's patients kept for the test where ``splits.json`` does not tell.
         seed: Draws the splits that are not given.
         reading: How files become cases.
+        masks: Which sites' masks are read.
 
     Raises:
         DataError: One line that names the file or folder and says what was expected.
     """
     reading = reading or Reading()
-    files = site_folders(root)
+    files = site_folders(root, masks=masks)
     patients_of = assign_patients(root, files)
     splits = read_splits(root / "splits.json") if (root / "splits.json").exists() else {}
     if unknown := sorted(set(splits) - set(files)):
@@ -81,7 +115,13 @@ def read_folder(
 
 
 def read_site(
-    folder: Path, *, name: str, test_fraction: float, seed: ExperimentSeed, reading: Reading
+    folder: Path,
+    *,
+    name: str,
+    test_fraction: float,
+    seed: ExperimentSeed,
+    reading: Reading,
+    masks: Masks = Masks.READ,
 ) -> Dataset:
     """Read the folder of one site, ``images`` and ``masks``, under another name.
 
@@ -91,12 +131,13 @@ def read_site(
         test_fraction: As of `read_folder`.
         seed: Draws the split where none is given.
         reading: How files become cases.
+        masks: Whether they are read.
 
     Raises:
         DataError: As of `read_folder`.
     """
     root, called = folder.parent, folder.name
-    files = {called: SiteFiles(folder)}
+    files = {called: SiteFiles(folder, masks)}
     patient_of = assign_patients(root, files)[called]
     if (root / "splits.json").exists():
         splits = read_splits(root / "splits.json")
@@ -135,8 +176,8 @@ def _dataset(files: Mapping[str, SiteFiles], sites: Mapping[str, SiteData], read
     )
 
 
-def site_folders(root: Path) -> Mapping[str, SiteFiles]:
-    """The files of every site of a data folder, images paired with masks, nothing read yet.
+def site_folders(root: Path, *, masks: MasksOf = masks_everywhere) -> Mapping[str, SiteFiles]:
+    """The files of every site of a data folder, images paired with masks where those are read; nothing read yet.
 
     Raises:
         DataError: No site, a name that cannot be a client's, or an image or mask without its partner.
@@ -146,7 +187,7 @@ def site_folders(root: Path) -> Mapping[str, SiteFiles]:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise DataError(f"{root}: no site in it; expected folders <site>/images and <site>/masks")
-    return {_site_name(folder): SiteFiles(folder) for folder in folders}
+    return {_site_name(folder): SiteFiles(folder, masks(folder.name)) for folder in folders}
 
 
 def assign_patients(root: Path, files: Mapping[str, SiteFiles]) -> Mapping[str, Mapping[str, str]]:
@@ -166,19 +207,21 @@ class SiteFiles:
 
     Attributes:
         images: Stem -> image, sorted.
-        masks: Stem -> mask.
+        masks: Stem -> mask; empty if masks are not read.
         fields: Stem -> field of view; empty if the site has none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, masks: Masks = Masks.READ) -> None:
         self.images = files_by_stem(folder / "images")
-        self.masks = files_by_stem(folder / "masks")
-        for stem, image in self.images.items():
-            if stem not in self.masks:
-                raise DataError(f"{image}: no mask; expected {folder / 'masks' / stem} as {KINDS}")
-        for stem, mask in self.masks.items():
-            if stem not in self.images:
-                raise DataError(f"{mask}: no image; expected {folder / 'images' / stem} as {KINDS}")
+        self.masks: Mapping[str, Path] = {}
+        if masks is Masks.READ:
+            self.masks = files_by_stem(folder / "masks")
+            for stem, image in self.images.items():
+                if stem not in self.masks:
+                    raise DataError(f"{image}: no mask; expected {folder / 'masks' / stem} as {KINDS}")
+            for stem, mask in self.masks.items():
+                if stem not in self.images:
+                    raise DataError(f"{mask}: no image; expected {folder / 'images' / stem} as {KINDS}")
         self.fields: Mapping[str, Path] = {}
         if (folder / "fov").is_dir():
             self.fields = files_by_stem(folder / "fov")
@@ -187,15 +230,16 @@ class SiteFiles:
                     raise DataError(f"{image}: no field of view; expected {folder / 'fov' / stem} as {KINDS}")
 
     def paths(self, stem: str) -> tuple[Path, ...]:
-        """Image, mask and, where there is one, field of view."""
-        view = (self.fields[stem],) if self.fields else ()
-        return (self.images[stem], self.masks[stem], *view)
+        """Image and, where there are any, mask and field of view."""
+        more = (files[stem] for files in (self.masks, self.fields) if files)
+        return (self.images[stem], *more)
 
     def case(self, stem: str, patient: str, reading: Reading) -> Case:
         """Read, check and prepare one image with its mask, or take it from the cache."""
         if reading.cache is None:
             return self._read(stem, patient, reading)
-        cache = CaseCache(reading.cache, settings=repr((reading.recipe, reading.labels)))
+        labels = reading.labels if self.masks else None
+        cache = CaseCache(reading.cache, settings=repr((reading.recipe, labels)))
         return cache.case(
             self.paths(stem), name=stem, patient=patient, make=lambda: self._read(stem, patient, reading)
         )
@@ -203,7 +247,10 @@ class SiteFiles:
     def stored(self, stem: str, labels: LabelMap) -> tuple[Scan, NDArray[np.uint8], NDArray[np.bool_] | None]:
         """Image, classes and field of view on the stored grid."""
         scan = read_scan(self.images[stem])
-        classes = read_labels(self.masks[stem], scan, labels)
+        if self.masks:
+            classes = read_labels(self.masks[stem], scan, labels)
+        else:
+            classes = np.zeros(scan.values.shape[1:], dtype=np.uint8)
         valid = None
         if self.fields:
             valid = read_labels(self.fields[stem], scan, _FIELD_OF_VIEW) > 0

@@ -15,7 +15,7 @@ from secfl.segmentation.data.cases import Case, Dataset, SiteData
 from secfl.segmentation.data.public import rename_last
 
 if TYPE_CHECKING:
-    from secfl.segmentation.data.folder import Reading
+    from secfl.segmentation.data.folder import Masks, Reading
 
 __all__ = ["load_dataset", "reading_of"]
 
@@ -25,13 +25,16 @@ _PHANTOM_SITES = 3
 def load_dataset(config: RunConfig) -> Dataset:
     """Read or generate the data that the configuration names.
 
+    Masks are left unread where nothing is learned from labels: of all sites under ``masked-images``, and of public
+    ones that are the proxy set of several families.
+
     Raises:
         ConfigError: Another number of clients than sites.
         DataError: An input file that cannot be used, or sites whose images do not go through one model.
     """
     data, seed = config.data, ExperimentSeed(config.seed)
     if data.sites:
-        dataset = _own_data(data, seed)
+        dataset = _own_data(config, seed)
     elif data.is_phantom:
         clients = config.clients or _PHANTOM_SITES
         return rename_last(_phantom(data, seed, sites=clients + len(data.public)), data.public)
@@ -40,7 +43,11 @@ def load_dataset(config: RunConfig) -> Dataset:
 
         dataset = _as_asked(
             read_folder(
-                Path(data.source), test_fraction=data.test_fraction, seed=seed, reading=reading_of(data)
+                Path(data.source),
+                test_fraction=data.test_fraction,
+                seed=seed,
+                reading=reading_of(data),
+                masks=lambda site: _masks(config, site),
             ),
             data,
         )
@@ -91,8 +98,16 @@ def _phantom(data: DataConfig, seed: ExperimentSeed, *, sites: int) -> Dataset:
     return _as_asked(made, data)
 
 
-def _own_data(data: DataConfig, seed: ExperimentSeed) -> Dataset:
+def _masks(config: RunConfig, site: str) -> Masks:
+    from secfl.segmentation.data.folder import Masks
+
+    proxy = bool(config.multi_model.families) and site in config.data.public
+    return Masks.UNREAD if proxy or config.training.objective == "masked-images" else Masks.READ
+
+
+def _own_data(config: RunConfig, seed: ExperimentSeed) -> Dataset:
     """Every site's own data; a site's phantom does not depend on which other sites there are."""
+    data = config.data
     found: dict[str, Dataset] = {}
     for name in sorted(data.sites):
         own = data.of_site(name)
@@ -107,6 +122,7 @@ def _own_data(data: DataConfig, seed: ExperimentSeed) -> Dataset:
                 test_fraction=own.test_fraction,
                 seed=seed,
                 reading=reading_of(own),
+                masks=_masks(config, name),
             )
             made = _as_asked(made, own)
         (site,) = made.sites.values()
