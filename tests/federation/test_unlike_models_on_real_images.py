@@ -44,21 +44,24 @@ def settings(folder, scheme, **more):
     return load_config(
         None,
         {
-            "threads": 2,
+            "threads": 1,
             "evaluate_every": 1000,
             "data": {"source": str(folder), "public": ["proxy"], "normalization": "zscore"},
             "model": {"channels": [16, 16, 32, 64]},
             "training": {
                 "rounds": 6,
-                "local_epochs": 3,
+                "local_epochs": 4,
                 "batch_size": 4,
-                "crop": 96,
+                "crop": 64,
                 "augmentation": "standard",
             },
             "multi_model": {
                 "families": ["cnn", "modified_unet", "semantic"],
                 "student": "unet",
-                "student_epochs": 5,
+                "distill_epochs": 2,
+                "student_epochs": 8,
+                "weights": "typical",
+                "sharpen": 2.0,
             },
             "secure_agg": {"scheme": scheme},
         }
@@ -66,7 +69,7 @@ def settings(folder, scheme, **more):
     )
 
 
-def test_the_student_beats_every_local_model_and_schemes_agree(folder, tmp_path):
+def test_the_student_beats_every_local_model_and_schemes_agree(folder, tmp_path, record_property):
     digests = {}
     for scheme in ("plain", "masking", "ckks"):
         config = settings(folder, scheme, references=scheme == "plain")
@@ -78,5 +81,6 @@ def test_the_student_beats_every_local_model_and_schemes_agree(folder, tmp_path)
         assert all(len(commit["survivors"]) == 3 for commit in commits)
         if scheme == "plain":
             union = summary["evaluation_only"]["union"]
+            record_property("union", json.dumps(union))
             assert union["student"] > max(union["local"].values()), union
     assert len(set(digests.values())) == 1, digests

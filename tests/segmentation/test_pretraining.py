@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save_file
 
 from secfl.config import load_config
@@ -134,3 +135,19 @@ class TestTransfer:
 def test_what_does_not_fit_together_is_named(more):
     with pytest.raises(ConfigError, match=r"training\.objective: masked-images needs"):
         settings(**more)
+
+
+def test_folders_without_masks_do(tmp_path):
+    rng = np.random.default_rng(0)
+    for site in "abc":
+        for number in range(4):
+            place = tmp_path / site / "images" / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(place)
+    folder = {"data": {"source": str(tmp_path)}, "threads": 1, "model": {"channels": [4, 8, 8]}}
+    keys = {"rounds": 1, "local_epochs": 1}
+    config = load_config(None, {**folder, "training": {**keys, "objective": "masked-images"}})
+    summary = simulation.simulate(config, out=tmp_path.parent / "run", observer=SilentObserver())
+    assert summary["sites"] == ["a", "b", "c"]
+    with pytest.raises(DataError, match="a/masks: no such folder"):
+        build_task(load_config(None, {**folder, "training": keys}))
