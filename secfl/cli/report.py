@@ -56,6 +56,11 @@ def report(
         typer.echo(f"wrote {place}", err=as_json)
     if facts.verdict is None:
         raise LedgerCorrupted(None, f"{run}: the ledger does not verify: {facts.broken}")
+    for cohort in facts.cohorts:
+        if cohort.verdict is None:
+            raise LedgerCorrupted(
+                None, f"{run}: the ledger of {cohort.name} does not verify: {cohort.broken}"
+            )
 
 
 def _study(folder: Path, *, out: Path | None, as_json: bool) -> None:

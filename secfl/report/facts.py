@@ -15,7 +15,22 @@ from secfl.report.audits import AuditResult, read_audits
 from secfl.report.history import EpsilonHistory, epsilon_history
 from secfl.report.pictures import Picture, read_pictures
 
-__all__ = ["RunFacts", "read_run"]
+__all__ = ["LedgerFacts", "RunFacts", "read_run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerFacts:
+    """A ledger that was verified just now.
+
+    Attributes:
+        name: What it is about: empty for the run's own, else the model family of a cohort.
+        verdict: What verification found; ``None`` when it does not verify.
+        broken: Why it does not verify; empty when it does.
+    """
+
+    name: str
+    verdict: Verdict | None
+    broken: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +44,7 @@ class RunFacts:
         metrics: One row per completed round, in order.
         verdict: What verifying the ledger found; ``None`` when it does not verify.
         broken: Why it does not verify; empty when it does.
+        cohorts: The ledgers of cohorts that average their weights apart, in a federation of unlike models.
         history: ε of each adversary over the rounds; ``None`` without a ledger that verifies, or without noise.
         audits: What the audits of this run found.
         pictures: Previews, where they may be shown.
@@ -40,6 +56,7 @@ class RunFacts:
     metrics: tuple[Mapping[str, Any], ...]
     verdict: Verdict | None
     broken: str
+    cohorts: tuple[LedgerFacts, ...]
     history: EpsilonHistory | None
     audits: tuple[AuditResult, ...]
     pictures: tuple[Picture, ...]
@@ -71,18 +88,11 @@ def read_run(run: Path, *, audits: Sequence[Path] = (), include_images: bool = F
     """
     directory = RunDirectory.open(run)
     config = directory.config()
-    verdict: Verdict | None = None
-    broken = ""
+    main = _verified(directory.root / "ledger.jsonl", name="")
     history = None
-    ledger = directory.root / "ledger.jsonl"
-    if ledger.is_file():
-        try:
-            verdict = verify_file(ledger)
-            history = epsilon_history(ledger.read_bytes())
-        except LedgerCorrupted as error:
-            verdict, broken = None, str(error)
-    else:
-        broken = "there is no ledger"
+    if main.verdict is not None:
+        history = epsilon_history((directory.root / "ledger.jsonl").read_bytes())
+    folders = sorted((directory.root / "cohorts").glob("*/"))
     own = [path for path in (directory.root / "audit.json",) if path.is_file()]
     shown = include_images or config.data.source == "phantom"
     return RunFacts(
@@ -90,12 +100,22 @@ def read_run(run: Path, *, audits: Sequence[Path] = (), include_images: bool = F
         config=config,
         summary=read_summary(directory.root) if (directory.root / "summary.json").exists() else None,
         metrics=_rounds(directory),
-        verdict=verdict,
-        broken=broken,
+        verdict=main.verdict,
+        broken=main.broken,
+        cohorts=tuple(_verified(folder / "ledger.jsonl", name=folder.name) for folder in folders),
         history=history,
         audits=read_audits([*own, *audits]),
         pictures=read_pictures(directory.root / "previews") if shown else (),
     )
+
+
+def _verified(ledger: Path, *, name: str) -> LedgerFacts:
+    if not ledger.is_file():
+        return LedgerFacts(name=name, verdict=None, broken="there is no ledger")
+    try:
+        return LedgerFacts(name=name, verdict=verify_file(ledger), broken="")
+    except LedgerCorrupted as error:
+        return LedgerFacts(name=name, verdict=None, broken=str(error))
 
 
 def _rounds(directory: RunDirectory) -> tuple[Mapping[str, Any], ...]:

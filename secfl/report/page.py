@@ -166,6 +166,14 @@ def facts_as_json(facts: RunFacts) -> dict[str, Any]:
         "verdict": [asdict(line) for line in verdict_lines(facts)],
         "ledger": None if facts.verdict is None else facts.verdict.to_json(),
         "broken": facts.broken,
+        "cohorts": [
+            {
+                "name": cohort.name,
+                "broken": cohort.broken,
+                "ledger": None if cohort.verdict is None else cohort.verdict.to_json(),
+            }
+            for cohort in facts.cohorts
+        ],
         "summary": facts.summary,
         "epsilon": None if facts.history is None else asdict(facts.history),
         "audits": [asdict(audit) for audit in facts.audits],

@@ -62,7 +62,14 @@ def verdict_lines(facts: RunFacts) -> tuple[Line, ...]:
     """What was learned, what each adversary can know, whether the ledger holds, what audits found."""
     return tuple(
         line
-        for line in (_learned(facts), _ledger(facts), _privacy(facts), _custody(facts), *_audits(facts))
+        for line in (
+            _learned(facts),
+            _ledger(facts),
+            *_cohorts(facts),
+            _privacy(facts),
+            _custody(facts),
+            *_audits(facts),
+        )
         if line is not None
     )
 
@@ -121,6 +128,22 @@ def _ledger(facts: RunFacts) -> Line:
         text=f"The privacy ledger verifies and is closed: {verdict.entries} entries in an unbroken chain, signed by "
         f"{plural(len(verdict.signers), 'site')} with the keys stated in it{missing}{findings}.",
     )
+
+
+def _cohorts(facts: RunFacts) -> list[Line]:
+    lines = []
+    for cohort in facts.cohorts:
+        start = f"The ledger of the sites that average {cohort.name}"
+        if cohort.verdict is None:
+            text, tone = f"{start} does NOT verify: {cohort.broken}.", Tone.BAD
+        else:
+            closed = cohort.verdict.status.value == "closed"
+            alone = next(row for row in cohort.verdict.statements if row.view is View.AGGREGATOR)
+            epsilon = "no ε" if alone.epsilon is None else f"ε = {alone.epsilon:.2f}"
+            text = f"{start} verifies and is {cohort.verdict.status.value}; an aggregator alone: {epsilon}."
+            tone = Tone.GOOD if closed else Tone.CARE
+        lines.append(Line(tone=tone, topic="ledger of a cohort", text=text))
+    return lines
 
 
 def _privacy(facts: RunFacts) -> Line | None:

@@ -124,6 +124,25 @@ class TestADamagedLedger:
         assert main(["report", str(copy), "--out", str(copy / "x.html")]) == 5
 
 
+class TestCohorts:
+    """In a federation of unlike models each averaged family has a ledger of its own."""
+
+    def test_each_ledger_is_verified_and_named(self, copy):
+        cohort = copy / "cohorts" / "cnn"
+        cohort.mkdir(parents=True)
+        shutil.copy(copy / "ledger.jsonl", cohort / "ledger.jsonl")
+        words = Page(run_page(read_run(copy))).words
+        assert "The ledger of the sites that average cnn verifies and is closed" in words
+
+    def test_one_that_does_not_verify_is_an_alarm_and_exit_code_5(self, copy, capsys):
+        cohort = copy / "cohorts" / "cnn"
+        cohort.mkdir(parents=True)
+        (cohort / "ledger.jsonl").write_text((copy / "ledger.jsonl").read_text()[:-20])
+        assert main(["report", str(copy)]) == 5
+        assert "the ledger of cnn does not verify" in capsys.readouterr().err
+        assert "average cnn does NOT verify" in Page((copy / "report.html").read_text()).words
+
+
 class TestSelfContained:
     def test_nothing_is_loaded_and_the_browser_is_forbidden_to_try(self, private_page):
         page = Page(private_page)
