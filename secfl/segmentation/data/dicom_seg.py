@@ -237,11 +237,21 @@ def write_segmentation(
         ) from None
 
 
+_DESCRIBING_GROUPS = {0x0008, 0x0010, 0x0012, 0x0032, 0x0038, 0x0040}
+"""Groups of attributes about people, places, times and procedures (DICOM PS3.6)."""
+
+_DESCRIBING = {"StudyID", "OtherStudyNumbers", "ImageComments"}
+_KEPT = {"SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality"}
+
+
 def _source(file: Path, identifiers: Identifiers) -> Dataset:
     header = read_header(file)
     if identifiers is Identifiers.REMOVE:
-        for keyword in _IDENTIFYING:
-            setattr(header, keyword, None if keyword.endswith(("Date", "Time")) else "")
+        # highdicom copies the whole modules of patient and study, so everything that may be in them has to go.
+        for element in list(header):
+            described = element.tag.group in _DESCRIBING_GROUPS or element.keyword in _DESCRIBING
+            if described and element.keyword not in _KEPT:
+                del header[element.tag]
     for keyword in _IDENTIFYING:
         if keyword not in header:
             setattr(header, keyword, None if keyword.endswith(("Date", "Time")) else "")
