@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,14 +148,15 @@ def check_folder(
         problems.append(str(error))
     parts = _parts(root, files, patients, problems, test_fraction=test_fraction, seed=seed)
     found: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     sites = {}
     for name, site in files.items():
         tell(name)
-        sites[name] = _check_site(name, site, reading, found)
+        sites[name] = _check_site(name, site, reading, found, kinds)
         sites[name].patients = len(set(patients[name].values()))
         used = Counter(parts.get(f"{name}/{stem}", "") for stem in site.images)
         sites[name].train, sites[name].test = used["train"], used["test"]
-    problems += _unlike(sites)
+    problems += _unlike(kinds)
     duplicates = tuple(_duplicate(images, parts) for images in found.values() if len(images) > 1)
     return DataReport(root=root, sites=sites, duplicates=duplicates, problems=tuple(problems))
 
@@ -194,7 +195,9 @@ def _parts(
     return parts
 
 
-def _check_site(name: str, site: SiteFiles, reading: Reading, found: dict[str, list[str]]) -> SiteReport:
+def _check_site(
+    name: str, site: SiteFiles, reading: Reading, found: dict[str, list[str]], kinds: dict[str, list[str]]
+) -> SiteReport:
     report = SiteReport(images=len(site.images))
     report.voxels = dict.fromkeys(reading.labels.names, 0)
     for stem in site.images:
@@ -209,6 +212,8 @@ def _check_site(name: str, site: SiteFiles, reading: Reading, found: dict[str, l
         if scan.geometry is not None:
             report.spacings["x".join(f"{size:.3g}" for size in scan.geometry.spacing) + " mm"] += 1
         report.channels[scan.channels] += 1
+        flat = "picture or single slice" if scan.spatial_dims == 2 else "volume"
+        kinds.setdefault(f"{flat}, {scan.channels} channels", []).append(f"{name}/{stem}")
         report.formats[scan.format.value] += 1
         counts = np.bincount(classes.ravel(), minlength=len(reading.labels.names))
         for label, count in zip(reading.labels.names, counts.tolist(), strict=True):
@@ -222,12 +227,17 @@ def _check_site(name: str, site: SiteFiles, reading: Reading, found: dict[str, l
     return report
 
 
-def _unlike(sites: Mapping[str, SiteReport]) -> list[str]:
-    channels = {key for site in sites.values() for key in site.channels}
-    if len(channels) > 1:
-        shown = ", ".join(str(count) for count in sorted(channels))
-        return [f"images with {shown} channels; expected the same number in every image"]
-    return []
+def _unlike(kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    """What a run would not take together, by name: everything that is not of the commonest kind."""
+    if len(kinds) < 2:
+        return []
+    common = max(kinds, key=lambda kind: len(kinds[kind]))
+    return [
+        f"{images[0]}{f' and {len(images) - 1} more' if len(images) > 1 else ''}: {kind}; expected what "
+        f"{kinds[common][0]} is: {common}"
+        for kind, images in kinds.items()
+        if kind != common
+    ]
 
 
 def _duplicate(images: list[str], parts: Mapping[str, str]) -> Duplicate:
