@@ -23,6 +23,7 @@ from secfl.cli import (
     bench,
     data,
     doctor,
+    export,
     init,
     keys,
     ledger,
@@ -67,6 +68,7 @@ app.add_typer(study.app, name="study")
 app.command("plan")(plan.plan)
 app.command("models")(models.models)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 

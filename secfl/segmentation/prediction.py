@@ -97,6 +97,12 @@ class Predictor:
         """Names of the classes, the background first."""
         return tuple(self._inputs.class_names)
 
+    def export_onnx(self, path: Path) -> None:
+        """Write the model as ONNX; see `secfl.segmentation.models.exporting.export_onnx`."""
+        from secfl.segmentation.models.exporting import export_onnx
+
+        export_onnx(self._model, self._spec, path)
+
     def classes_of(self, scan: Scan) -> NDArray[np.uint8]:
         """The most probable class of every voxel on the scan's stored grid.
 
