@@ -24,7 +24,8 @@ from secfl.segmentation.patient_gradients import Method, PatientGradients
 from secfl.segmentation.training import Span, deterministic, samples_of, train_span
 
 MONAI = {"monai:SegResNet": {"init_filters": 8}, "monai:UNet": {"channels": [8, 16, 16], "strides": [2, 2]}}
-EVERY = (*families(), *MONAI)
+OWN = "small_net:build"
+EVERY = (*families(), *MONAI, OWN)
 
 
 def spec(family, *, spatial_dims=2, normalization="instance", channels=(4, 8, 8)):
@@ -36,8 +37,14 @@ def spec(family, *, spatial_dims=2, normalization="instance", channels=(4, 8, 8)
         normalization=normalization,
         spatial_dims=spatial_dims,
         arguments=MONAI.get(family, {}),
-        stated_multiple=8 if family in MONAI else None,
+        stated_multiple=1 if family == OWN else 8 if family in MONAI else None,
     )
+
+
+@pytest.fixture(autouse=True)
+def own_model(project, monkeypatch):
+    """The example's folder, from which `OWN` comes."""
+    monkeypatch.syspath_prepend(str(project / "examples" / "own_model"))
 
 
 @pytest.fixture(scope="module")
