@@ -75,6 +75,39 @@ def test_patient_level_training_runs_and_accounts(tmp_path):
     assert max(epsilons) <= 8.0
 
 
+class Listener(SilentObserver):
+    """What is said, and when."""
+
+    def __init__(self):
+        self.said = []
+
+    def message(self, text):
+        self.said.append(text)
+
+    def round_finished(self, report):
+        self.said.append(f"round {report.round_index} is over")
+
+
+def test_unlikeness_is_told_before_training_and_the_worst_site_after_it(tmp_path):
+    listener = Listener()
+    config = settings("plain", model={"name": "cnn", "channels": [4, 4, 4]}, references=True)
+    summary = simulate(tmp_path / "run", config, listener)
+    told = next(place for place, text in enumerate(listener.said) if text.startswith("heterogeneity"))
+    assert told < listener.said.index("round 0 is over")
+    assert listener.said[told] in (tmp_path / "run/log.txt").read_text()
+    task = build_task(config)
+    for name, value in task.heterogeneity().items():
+        assert f"{name} {value:.3f}" in listener.said[told]
+        assert 0 < value < 1
+    dice = summary["evaluation_only"]["dice"]
+    assert dice["worst"] == min(dice["per_site"].values()) == dice["per_site"][dice["worst_site"]]
+    distance = summary["evaluation_only"]["hd95"]
+    assert distance["worst"] == max(distance["per_site"].values()), "of a distance the largest is the worst"
+    references = summary["evaluation_only"]["references"]
+    assert set(references["local"]) == set(dice["per_site"])
+    assert set(references["pooled"]["per_site"]) == set(dice["per_site"])
+
+
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_real_images_give_the_identical_model_under_every_scheme(tmp_path, real_data):
