@@ -1,30 +1,43 @@
-"""Training steps by model family, data loading, prediction.
+"""Training steps and patients' gradients by model family, data loading, phantoms, prediction.
 
-Run: ``pytest benchmarks/test_segmentation.py --benchmark-only``. One thread; ``extra_info`` holds seconds per step and
-image, the peak of a process that trains that family alone (10^6 bytes above what it needs without a model), and
-images, or volumes, a second.
+Run: ``pytest benchmarks/test_segmentation.py --benchmark-only --benchmark-json=segmentation.json``. One thread;
+``extra_info`` holds seconds per step, patient, image or volume, the peak of a process that trains that family alone
+(10^6 bytes above what it needs without a model), and ``references``: the same time in reference operations of the same
+run (a product of two 512x512 float32 matrices), by which machines can be compared.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from secfl.config import load_config
+from secfl.config.data import PhantomTaskName
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.augmentation import Sample
-from secfl.segmentation.data.phantom import make_phantom_dataset
+from secfl.segmentation.data.phantom_tasks import draw_image, phantom_task
 from secfl.segmentation.inference import predict
 from secfl.segmentation.models import ModelSpec, build_model, families
-from secfl.segmentation.patient_gradients import Method, PatientGradients
+from secfl.segmentation.patient_gradients import Method, PatientGradients, fastest_method
 from secfl.segmentation.segmentation_task import load_dataset
 from secfl.segmentation.training import Span, deterministic, train_span
+
+_SPEC = importlib.util.spec_from_file_location(
+    "dicom_files_to_time", Path(__file__).parent.parent / "tests" / "segmentation" / "data" / "conftest.py"
+)
+dicom_files = importlib.util.module_from_spec(_SPEC)
+sys.modules[_SPEC.name] = dicom_files  # dataclasses look their module up
+_SPEC.loader.exec_module(dicom_files)
 
 CHANNELS = (16, 16, 32, 64, 128)
 SIDE = 96
@@ -74,15 +87,36 @@ def noise(count: int, *sides: int) -> list[Sample]:
     return [Sample(image, (image[0] > 0.5).long(), torch.ones(sides)) for image in images]
 
 
-def note(benchmark, **facts):
-    if benchmark.stats is not None:  # None under --benchmark-disable
-        median = benchmark.stats.stats.median
-        benchmark.extra_info.update({name: round(fact(median), 5) for name, fact in facts.items()})
+@pytest.fixture(scope="module")
+def reference() -> float:
+    """Seconds of one reference operation, the least of 20."""
+    draw = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(512, 512, generator=draw) for _ in range(2))
+    times = []
+    with deterministic(1):
+        for _ in range(20):
+            began = time.perf_counter()
+            one @ other
+            times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@pytest.fixture
+def note(benchmark, reference):
+    """Keeps figures that follow from the median, and the median in reference operations."""
+
+    def keep(**facts):
+        if benchmark.stats is not None:  # None under --benchmark-disable
+            median = benchmark.stats.stats.median
+            facts["references"] = lambda median: median / reference
+            benchmark.extra_info.update({name: round(fact(median), 5) for name, fact in facts.items()})
+
+    return keep
 
 
 @pytest.mark.benchmark(group="training step, 4 images of 96x96")
 @pytest.mark.parametrize("family", EVERY)
-def test_training_step(benchmark, family):
+def test_training_step(benchmark, note, family):
     spec = specification(family)
     model = build_model(spec, seed=0)
     samples = noise(BATCH, SIDE, SIDE)
@@ -100,20 +134,27 @@ def test_training_step(benchmark, family):
             )
 
     benchmark.pedantic(step, rounds=5, warmup_rounds=1)
-    note(benchmark, seconds_per_step=lambda median: median)
+    note(seconds_per_step=lambda median: median)
     asked = json.dumps([family, SIDE, BATCH, CHANNELS])
     done = subprocess.run([sys.executable, "-c", _PEAK, asked], capture_output=True, text=True, check=True)
     benchmark.extra_info["peak_megabytes"] = round(int(done.stdout.split()[-1]) / 1e6, 1)
 
 
 @pytest.mark.benchmark(group="gradients of 8 patients, images of 48x48")
-@pytest.mark.parametrize("method", list(Method))
-@pytest.mark.parametrize("family", ["unet", "modified_net"])
-def test_patient_gradients(benchmark, family, method):
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        *((family, None) for family in EVERY),
+        *((family, method) for family in ("unet", "modified_net") for method in Method),
+    ],
+    ids=str,
+)
+def test_patient_gradients(benchmark, note, family, method):
+    """By the way that a run would choose, and by every way for two families."""
     spec = specification(family)
-    gradients = PatientGradients(
-        build_model(spec, seed=0), multiple=spec.multiple, physical_batch=8, method=method
-    )
+    model = build_model(spec, seed=0)
+    method = method or fastest_method(model, image=(1, 16, 16), classes=2)
+    gradients = PatientGradients(model, multiple=spec.multiple, physical_batch=8, method=method)
     patients = [[sample] for sample in noise(8, 48, 48)]
 
     def rows():
@@ -121,41 +162,98 @@ def test_patient_gradients(benchmark, family, method):
             return sum(len(part) for part in gradients.rows(patients))
 
     assert benchmark.pedantic(rows, rounds=3, warmup_rounds=1) == len(patients)
-    note(benchmark, seconds_per_patient=lambda median: median / len(patients))
+    note(seconds_per_patient=lambda median: median / len(patients))
+    benchmark.extra_info["method"] = method.value
 
 
-@pytest.mark.benchmark(group="data")
-def test_phantom(benchmark):
-    """The target is at least 200 images of 128x128 a second."""
-    count = 80
+@pytest.mark.benchmark(group="phantom images of 128x128")
+@pytest.mark.parametrize("name", PhantomTaskName.__args__)
+def test_phantom(benchmark, note, name):
+    """The target is at least 200 images of 128x128 a second; of a volume every slice counts."""
+    task, seed, count = phantom_task(name), ExperimentSeed(0), 4 if name == "kidney-ct" else 40
+    slices = 0
 
     def make():
-        return make_phantom_dataset(
-            sites=2, images_per_site=count // 2, size=128, test_fraction=0.25, seed=ExperimentSeed(0)
-        )
+        nonlocal slices
+        made = [
+            draw_image(task, site=number % 3, number=number, size=128, seed=seed) for number in range(count)
+        ]
+        slices = sum(one.labels.size // 128**2 for one in made)
 
-    benchmark.pedantic(make, rounds=3)
-    note(benchmark, images_per_second=lambda median: count / median)
+    benchmark.pedantic(make, rounds=3, warmup_rounds=1)
+    note(images_per_second=lambda median: slices / median)
 
 
-@pytest.mark.benchmark(group="data")
-@pytest.mark.parametrize("normalization", ["zscore", "local"])
-def test_folder_of_png(benchmark, tmp_path, normalization):
-    draw, count = np.random.default_rng(0), 48
-    for number in range(count):
-        for kind in ("images", "masks"):
-            pixels = draw.integers(0, 2, (256, 256), np.uint8) * 255
-            path = tmp_path / f"site-{number % 2}" / kind / f"{number}.png"
+def write_pictures(root: Path) -> int:
+    """48 RGB pictures of 256x256 as PNG."""
+    draw = np.random.default_rng(0)
+    for number in range(48):
+        smooth = np.kron(draw.integers(0, 255, (16, 16, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
+        for kind, pixels in (("images", smooth), ("masks", (smooth[..., 0] > 128).astype(np.uint8) * 255)):
+            path = root / f"site-{number % 2}" / kind / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-    config = load_config(None, {"data": {"source": str(tmp_path), "normalization": normalization}})
+    return 48
+
+
+def write_volumes(root: Path, *, as_dicom: bool) -> int:
+    """8 CT volumes of 128x128x24 as compressed NIfTI or as DICOM series, masks as NIfTI; counted in slices."""
+    draw = np.random.default_rng(0)
+    for number in range(8):
+        values = np.rint(draw.normal(40, 15, (24, 128, 128)))
+        values[6:18, 30:80, 40:90] += 200
+        series = dicom_files.Series(values)
+        labels = (values > 140).astype(np.uint8).transpose(2, 1, 0)
+        images, masks = (root / f"site-{number % 2}" / kind for kind in ("images", "masks"))
+        images.mkdir(parents=True, exist_ok=True)
+        masks.mkdir(parents=True, exist_ok=True)
+        if as_dicom:
+            series.write(images / str(number))
+        else:
+            stored = values.astype(np.int16).transpose(2, 1, 0)
+            nibabel.save(nibabel.Nifti1Image(stored, series.affine()), images / f"{number}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(labels, series.affine()), masks / f"{number}.nii.gz")
+    return 8 * 24
+
+
+FORMATS = {
+    "PNG": write_pictures,
+    "NIfTI": lambda root: write_volumes(root, as_dicom=False),
+    "DICOM": lambda root: write_volumes(root, as_dicom=True),
+}
+
+
+@pytest.mark.benchmark(group="data loading")
+@pytest.mark.parametrize("cached", [False, True], ids=["uncached", "cached"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_loading(benchmark, note, tmp_path, kind, cached):
+    """A folder from its files to what is trained on; cached, the prepared images are mapped."""
+    count = FORMATS[kind](tmp_path / "data")
+    data = {"source": str(tmp_path / "data")} | ({"cache": str(tmp_path / "cache")} if cached else {})
+    config = load_config(None, {"data": data})
+
+    def load():
+        return [
+            case.image.sum()
+            for site in load_dataset(config).sites.values()
+            for case in (*site.train, *site.test)
+        ]
+
+    assert len(benchmark.pedantic(load, rounds=3, warmup_rounds=1)) in (48, 8)
+    note(images_per_second=lambda median: count / median)
+
+
+@pytest.mark.benchmark(group="data loading")
+def test_loading_with_local_normalisation(benchmark, note, tmp_path):
+    count = write_pictures(tmp_path)
+    config = load_config(None, {"data": {"source": str(tmp_path), "normalization": "local"}})
     benchmark.pedantic(load_dataset, args=(config,), rounds=3)
-    note(benchmark, images_per_second=lambda median: count / median)
+    note(images_per_second=lambda median: count / median)
 
 
 @pytest.mark.benchmark(group="prediction")
 @pytest.mark.parametrize("family", EVERY)
-def test_picture(benchmark, family):
+def test_picture(benchmark, note, family):
     spec = specification(family)
     model = build_model(spec, seed=0)
     images = [sample.image.numpy() for sample in noise(4, 256, 256)]
@@ -165,12 +263,12 @@ def test_picture(benchmark, family):
             return predict(model, images, multiple=spec.multiple)
 
     assert len(benchmark.pedantic(run, rounds=3, warmup_rounds=1)) == len(images)
-    note(benchmark, images_per_second=lambda median: len(images) / median)
+    note(images_per_second=lambda median: len(images) / median)
 
 
 @pytest.mark.benchmark(group="prediction")
 @pytest.mark.parametrize("family", ["unet", "modified_unet"])
-def test_volume(benchmark, family):
+def test_volume(benchmark, note, family):
     """96x96x48 voxels by overlapping boxes of 64."""
     spec = specification(family, dims=3)
     model = build_model(spec, seed=0)
@@ -182,4 +280,4 @@ def test_volume(benchmark, family):
 
     (found,) = benchmark.pedantic(run, rounds=1)
     assert found.shape == volume[0].shape[1:]
-    note(benchmark, seconds_per_volume=lambda median: median)
+    note(seconds_per_volume=lambda median: median)
