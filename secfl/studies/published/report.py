@@ -106,8 +106,7 @@ def _readme(
         f"Published as: {study.source}.",
         (
             f"Written by `{document['command']}` with secfl {__version__}: preset `{document['preset']}`, "
-            f"{seeds} {'seeds' if seeds > 1 else 'seed'}, data `{document['data']}`. The same command gives the same "
-            "figures, times excepted."
+            f"{seeds} {'seeds' if seeds > 1 else 'seed'}, data `{document['data']}`. {_again(document)}"
         ),
         "## What the figures show",
         *prose.conclusions,
@@ -132,6 +131,23 @@ def _readme(
         parts.append("Published figures: " + "; ".join(sources) + ".")
     parts += [f"![{stem.replace('-', ' ')}]({stem}.png)" for stem in pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def _again(document: Mapping[str, Any]) -> str:
+    """What the same command gives; whoever could repeat private noise could take it away."""
+    private = any(
+        statement["epsilon"] is not None
+        for run in document["runs"].values()
+        for ledger in run.get("ledgers", {}).values()
+        for statement in ledger["statements"]
+    )
+    if private:
+        return (
+            "Noise and samples of private runs are secret and never the same, so the same command gives these "
+            "figures within "
+            "the spread."
+        )
+    return "The same command gives the same figures, times excepted."
 
 
 def _draw(drawing: Drawing, out: Path, stem: str) -> None:

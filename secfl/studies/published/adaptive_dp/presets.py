@@ -1,0 +1,138 @@
+"""The sizes of the study.
+
+Step sizes, clips and rules were chosen on seed 901, which no figure of an arm comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from secfl.studies.published.adaptive_dp.arms import Arm, Size
+from secfl.studies.published.interface import Preset
+
+__all__ = ["PLANS", "Plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A preset.
+
+    Attributes:
+        sizes: By modality.
+        tried: Modalities in which rules are tried.
+    """
+
+    sizes: Mapping[str, Size]
+    tried: tuple[str, ...]
+
+
+def _rule(quantile: float, **more: Any) -> Mapping[str, Any]:
+    clip = {
+        "quantile": quantile,
+        "learning_rate": 0.5,
+        "bit_noise": 0.1,
+        "smallest": 0.01,
+        "largest": 10.0,
+    }
+    return {"quantile_clip": clip, **more}
+
+
+def _steps(static: float, tuned: float, adaptive: float) -> Mapping[Arm, float]:
+    return {Arm.STATIC: static, Arm.TUNED: tuned, Arm.ADAPTIVE: adaptive}
+
+
+def _seconds(open_: float, private: float) -> Mapping[Arm, float]:
+    shared = {Arm.STATIC: private, Arm.TUNED: private, Arm.ADAPTIVE: private}
+    return {Arm.OPEN: open_, Arm.PAPER: open_, Arm.MILD: open_, **shared}
+
+
+def _small_unet(*channels: int) -> Mapping[str, Any]:
+    """MONAI's U-Net, whose first layer halves every side: a quarter of the time of the own U-Net in 3-D."""
+    network = {
+        "channels": list(channels),
+        "strides": [2] * (len(channels) - 1),
+        "kernel_size": 3,
+        "norm": "instance",
+        "act": "relu",
+    }
+    return {"name": "monai:UNet", "multiple": 2 ** (len(channels) - 1), "arguments": network}
+
+
+_SKIN: Final = Size(
+    image_size=32,
+    model={"channels": [4, 8, 8]},
+    images_per_patient=2,
+    patients=120,
+    test_patients=10,
+    sampling_rate=0.05,
+    steps=60,
+    step_size=_steps(0.03, 0.03, 0.03),
+    tuned_clip=0.2,
+    rule=_rule(0.5),
+    rounds=6,
+    learning_rate=0.01,
+    seconds=_seconds(15.0, 15.0),
+)
+
+_KIDNEY: Final = replace(
+    _SKIN,
+    model=_small_unet(6, 8, 12),
+    images_per_patient=1,
+    test_patients=8,
+    seconds=_seconds(30.0, 30.0),
+)
+
+_BRAIN: Final = replace(_SKIN)
+
+_SMALL: Final = {"skin": _SKIN, "kidney": _KIDNEY, "brain": _BRAIN}
+
+
+def _smoke(size: Size) -> Size:
+    return replace(
+        size,
+        model={"channels": [4, 4, 4]} if size.images_per_patient > 1 else _small_unet(4, 4, 4),
+        patients=8,
+        test_patients=2,
+        sampling_rate=0.5,
+        steps=3,
+        rounds=2,
+        evaluations=3,
+        seconds=_seconds(2.0, 2.0),
+    )
+
+
+def _paper(size: Size, *, side: int) -> Size:
+    """Nobody here could run it: sizes as published systems of this kind use them, everything else as in ``small``."""
+    return replace(
+        size,
+        image_size=side,
+        model={"channels": [32, 64, 128, 256]},
+        patients=1000,
+        test_patients=100,
+        sampling_rate=0.02,
+        steps=2000,
+        physical_batch=32,
+        step_size=dict.fromkeys(size.step_size, 0.002),
+        rounds=50,
+        learning_rate=1e-3,
+        evaluations=20,
+        device="cuda",
+        seconds=_seconds(3600.0, 7200.0),
+    )
+
+
+_PAPER_SIDES: Final = {"skin": 256, "kidney": 128, "brain": 240}
+
+PLANS: Final[Mapping[Preset, Plan]] = MappingProxyType(
+    {
+        Preset.SMOKE: Plan(sizes={name: _smoke(size) for name, size in _SMALL.items()}, tried=("skin",)),
+        Preset.SMALL: Plan(sizes=_SMALL, tried=tuple(_SMALL)),
+        Preset.PAPER: Plan(
+            sizes={name: _paper(size, side=_PAPER_SIDES[name]) for name, size in _SMALL.items()}, tried=()
+        ),
+    }
+)
+"""By preset."""

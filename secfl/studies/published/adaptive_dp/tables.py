@@ -1,0 +1,311 @@
+"""The rows: Dice, share of the loss recovered, boundary, speed, stability, ε, traffic, and the tries."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Final
+
+from secfl.studies.published.adaptive_dp.arms import (
+    PRIVATE,
+    PROXY_RULES,
+    RULES,
+    SOURCE,
+    Arm,
+    Modality,
+    published_share,
+)
+from secfl.studies.published.adaptive_dp.settings import DELTA, EPSILON, modalities_of
+from secfl.studies.published.adaptive_dp.study import TRY_SEED, arm_job, tried, try_job
+from secfl.studies.published.interface import Definition, Request, Results, Row
+
+__all__ = ["LEAST_LOSS", "TARGET", "dice_of", "loss", "share_of_means", "statement", "table"]
+
+TARGET: Final = 0.5
+"""Share of static DP's loss that the adaptive arm should recover in each modality."""
+
+LEAST_LOSS: Final = 0.005
+"""Dice; a smaller loss cannot be told from the spread, and no share of it is stated."""
+
+_REACHED: Final = 0.95
+
+
+def table(request: Request, results: Results) -> list[Row]:
+    """All rows, group by group."""
+    modalities = modalities_of(request)
+    makers = (_dice, _shares, _distances, _speed, _epsilons, _traffic)
+    rows = [row for make in makers for modality in modalities for row in make(request, results, modality)]
+    return rows + [row for modality in modalities for row in _tries(request, results, modality)]
+
+
+def dice_of(
+    request: Request, results: Results, modality: Modality, arm: Arm, *, label: str | None = None
+) -> dict[int, float]:
+    """Dice by seed, mean over sites: of one class, or of all."""
+    found = {}
+    for seed in request.seeds:
+        evaluation = results[arm_job(modality, arm, seed)]["evaluation"]
+        part = evaluation["dice"] if label is None else evaluation["dice_by_class"][label]
+        found[seed] = float(part["mean"])
+    return found
+
+
+def classes_of(request: Request, results: Results, modality: Modality) -> tuple[str, ...]:
+    """Foreground classes of a modality's runs."""
+    first = results[arm_job(modality, Arm.OPEN, request.seeds[0])]
+    return tuple(first["evaluation"]["dice_by_class"])
+
+
+def loss(
+    request: Request, results: Results, modality: Modality, arm: Arm, *, label: str | None = None
+) -> float:
+    """Mean Dice without privacy less that of an arm."""
+    free = dice_of(request, results, modality, Arm.OPEN, label=label)
+    return fmean(free.values()) - fmean(dice_of(request, results, modality, arm, label=label).values())
+
+
+def share_of_means(
+    request: Request, results: Results, modality: Modality, arm: Arm, *, label: str | None = None
+) -> float | None:
+    """Share of static DP's loss that an arm recovers, of the means over seeds; ``None`` where there is no loss."""
+    static = loss(request, results, modality, Arm.STATIC, label=label)
+    if static < LEAST_LOSS:
+        return None
+    return 1 - loss(request, results, modality, arm, label=label) / static
+
+
+def statement(result: Mapping[str, Any], adversary: str) -> Mapping[str, Any]:
+    """What a run's ledger proves against an aggregator without colluders."""
+    (ledger,) = result["ledgers"].values()
+    return next(
+        one
+        for one in ledger["statements"]
+        if (one["view"], one["adversary"], one["colluders"]) == ("aggregator", adversary, 0)
+    )
+
+
+def _dice(request: Request, results: Results, modality: Modality) -> list[Row]:
+    rows = []
+    classes = classes_of(request, results, modality)
+    for arm in Arm:
+        for label in classes:
+            theirs = modality.published.get(arm) if label == modality.published_class else None
+            rows.append(
+                Row(
+                    name="Dice",
+                    where={"modality": modality.name, "arm": arm.value, "class": label},
+                    values=_percent(dice_of(request, results, modality, arm, label=label)),
+                    unit="%",
+                    decimals=1,
+                    published=theirs,
+                    source="" if theirs is None else SOURCE,
+                    definition=Definition.THEIRS,
+                    note="" if theirs is None else f"published for {modality.published_as}",
+                    group="Dice by class",
+                )
+            )
+        if len(classes) > 1:
+            rows.append(
+                Row(
+                    name="Dice",
+                    where={"modality": modality.name, "arm": arm.value, "class": "all"},
+                    values=_percent(dice_of(request, results, modality, arm)),
+                    unit="%",
+                    decimals=1,
+                    definition=Definition.OURS,
+                    note="mean over classes",
+                    group="Dice by class",
+                )
+            )
+    return rows
+
+
+def _shares(request: Request, results: Results, modality: Modality) -> list[Row]:
+    labels: list[str | None] = [modality.published_class]
+    classes = classes_of(request, results, modality)
+    labels = [one for one in labels if one in classes]
+    if len(classes) > 1:
+        labels.append(None)
+    rows = []
+    for arm in (Arm.ADAPTIVE, Arm.TUNED):
+        for label in labels:
+            free = dice_of(request, results, modality, Arm.OPEN, label=label)
+            static = dice_of(request, results, modality, Arm.STATIC, label=label)
+            mine = dice_of(request, results, modality, arm, label=label)
+            lost = {seed: free[seed] - static[seed] for seed in free}
+            share = share_of_means(request, results, modality, arm, label=label)
+            theirs = arm is Arm.ADAPTIVE and label is not None
+            note = (
+                f"static DP loses {100 * fmean(lost.values()):.1f} points: no share is stated"
+                if share is None
+                else f"of the means over seeds: {100 * share:.0f} %"
+            )
+            rows.append(
+                Row(
+                    name="loss recovered",
+                    where={"modality": modality.name, "arm": arm.value, "class": label or "all"},
+                    values={
+                        seed: 100 * (mine[seed] - static[seed]) / lost[seed]
+                        for seed in free
+                        if share is not None and lost[seed] >= LEAST_LOSS
+                    },
+                    unit="%",
+                    decimals=0,
+                    published=round(published_share(modality)) if theirs else None,
+                    source=SOURCE if theirs else "",
+                    definition=Definition.THEIRS if label is not None else Definition.OURS,
+                    note=note,
+                    group="Share of static DP's loss that is recovered",
+                )
+            )
+    return rows
+
+
+def _distances(request: Request, results: Results, modality: Modality) -> list[Row]:
+    rows = []
+    for arm in Arm:
+        found = {
+            seed: results[arm_job(modality, arm, seed)]["evaluation"]["hd95"]["mean"]
+            for seed in request.seeds
+        }
+        values = {seed: float(value) for seed, value in found.items() if value is not None}
+        rows.append(
+            Row(
+                name="HD95",
+                where={"modality": modality.name, "arm": arm.value},
+                values=values,
+                unit="px" if modality.name == "skin" else "mm",
+                decimals=1,
+                definition=Definition.OURS,
+                note="" if values else "nothing was found in any case",
+                group="95 % Hausdorff distance, where both truth and prediction hold the class",
+            )
+        )
+    return rows
+
+
+def _speed(request: Request, results: Results, modality: Modality) -> list[Row]:
+    rows = []
+    for arm in Arm:
+        where = {"modality": modality.name, "arm": arm.value}
+        of_arm = {seed: results[arm_job(modality, arm, seed)] for seed in request.seeds}
+        curves = {seed: result["curve"] for seed, result in of_arm.items()}
+        private = arm in PRIVATE
+        total = fmean(result["rounds"] for result in of_arm.values())
+        rows.append(
+            Row(
+                name="rounds to 95 % of the final Dice",
+                where=where,
+                values={seed: float(rounds_to(curve, _REACHED)) for seed, curve in curves.items()},
+                decimals=0,
+                definition=Definition.OURS,
+                note=f"of {total:.0f}; a round is {'one private step' if private else 'one pass over the data'}",
+                group="Speed and stability",
+            )
+        )
+        rows.append(
+            Row(
+                name="movement",
+                where=where,
+                values={seed: 100 * movement(curve) for seed, curve in curves.items()},
+                unit="points of Dice",
+                decimals=2,
+                definition=Definition.OURS,
+                note="mean change from one evaluation to the next, second half of training",
+                group="Speed and stability",
+            )
+        )
+    return rows
+
+
+def rounds_to(curve: Sequence[Mapping[str, Any]], share: float) -> int:
+    """First evaluated round whose Dice is at least this share of the final one."""
+    final = curve[-1]["dice"]
+    return next(int(point["round"]) for point in curve if point["dice"] >= share * final)
+
+
+def movement(curve: Sequence[Mapping[str, Any]]) -> float:
+    """Mean absolute change of Dice between evaluations in the second half of training; 0 for a single one."""
+    late = [point["dice"] for point in curve[(len(curve) - 1) // 2 :]]
+    return fmean([abs(after - before) for before, after in itertools.pairwise(late)] or [0.0])
+
+
+def _epsilons(request: Request, results: Results, modality: Modality) -> list[Row]:
+    rows = []
+    for arm in Arm:
+        where = {"modality": modality.name, "arm": arm.value}
+        group = f"ε proved by the runs' own ledgers (asked: {EPSILON:g} for a patient, δ = {DELTA:g})"
+        of_arm = {seed: results[arm_job(modality, arm, seed)] for seed in request.seeds}
+        if arm not in PRIVATE:
+            recipe = "the ledger says NonPrivate: the noise does not cover what is released"
+            rows.append(
+                Row(
+                    name="ε",
+                    where=where,
+                    definition=Definition.OURS,
+                    note="the ledger says NonPrivate: no noise" if arm is Arm.OPEN else recipe,
+                    group=group,
+                )
+            )
+            continue
+        for adversary in ("curious", "malicious"):
+            values = {seed: statement(result, adversary)["epsilon"] for seed, result in of_arm.items()}
+            rows.append(
+                Row(
+                    name=f"ε, {adversary} aggregator",
+                    where=where,
+                    values={
+                        seed: float(value)
+                        for seed, value in values.items()
+                        if value is not None and math.isfinite(value)
+                    },
+                    decimals=2,
+                    definition=Definition.OURS,
+                    note="nobody colludes",
+                    group=group,
+                )
+            )
+    return rows
+
+
+def _traffic(request: Request, results: Results, modality: Modality) -> list[Row]:
+    return [
+        Row(
+            name="sent up",
+            where={"modality": modality.name, "arm": arm.value},
+            values={seed: results[arm_job(modality, arm, seed)]["megabytes"]["up"] for seed in request.seeds},
+            unit="MB",
+            decimals=1,
+            definition=Definition.OURS,
+            note="all clinics and rounds, cryptography included",
+            group="Traffic",
+        )
+        for arm in Arm
+    ]
+
+
+def _tries(request: Request, results: Results, modality: Modality) -> list[Row]:
+    if modality.name not in tried(request):
+        return []
+    rows = []
+    for rule in (*RULES, *PROXY_RULES):
+        result = results[try_job(modality, rule)]
+        rows.append(
+            Row(
+                name="Dice",
+                where={"modality": modality.name, "rule": rule.name},
+                values={TRY_SEED: 100 * float(result["evaluation"]["dice"]["mean"])},
+                unit="%",
+                decimals=1,
+                definition=Definition.OURS,
+                note=rule.text,
+                group=f"Rules that were tried, on seed {TRY_SEED} alone, mean over classes",
+            )
+        )
+    return rows
+
+
+def _percent(values: Mapping[int, float]) -> dict[int, float]:
+    return {seed: 100 * value for seed, value in values.items()}
