@@ -187,7 +187,6 @@ DICE = {
     Arm.TUNED: (0.7, 0.9),
     Arm.ADAPTIVE: (0.8, 0.8),
     Arm.PAPER: (0.1, 0.1),
-    Arm.MILD: (0.2, 0.2),
 }
 
 

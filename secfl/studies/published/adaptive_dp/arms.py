@@ -36,7 +36,6 @@ class Arm(StrEnum):
     TUNED = "static DP, tuned clip"
     ADAPTIVE = "adaptive DP"
     PAPER = "paper reading"
-    MILD = "paper reading, mild"
 
     @property
     def word(self) -> str:
@@ -135,7 +134,6 @@ RULES = (
 """Tried on a seed that no figure of the arms comes from, beside `PROXY_RULES`."""
 
 PROXY_RULES = (
-    Rule(name="static", text="nothing adapts"),
     Rule(name="proxy-clip", text="fixed clip: median norm on a public phantom while it is learned"),
     Rule(
         name="proxy-layers",
@@ -164,7 +162,7 @@ class Size:
         rounds: Of the arms without proved privacy: passes over each clinic's images.
         batch_size: Of these arms.
         learning_rate: Of these arms.
-        evaluations: Of a private run.
+        evaluations: Of a run, while it learns.
         seconds: Expected, by arm.
     """
 
@@ -182,6 +180,6 @@ class Size:
     rounds: int
     batch_size: int = 8
     learning_rate: float
-    evaluations: int = 6
+    evaluations: int = 5
     device: str = "auto"
     seconds: Mapping[Arm, float]

@@ -16,9 +16,7 @@ from secfl.studies.published.interface import Drawing, Request, Results
 
 __all__ = ["pictures"]
 
-_COLOURS: Final = dict(
-    zip(Arm, ("#333333", "#c44e52", "#dd8452", "#4c72b0", "#937860", "#b8a99a"), strict=True)
-)
+_COLOURS: Final = dict(zip(Arm, ("#333333", "#c44e52", "#dd8452", "#4c72b0", "#937860"), strict=True))
 _INCH: Final = 3.4
 
 

@@ -46,7 +46,7 @@ def _steps(static: float, tuned: float, adaptive: float) -> Mapping[Arm, float]:
 
 def _seconds(open_: float, private: float) -> Mapping[Arm, float]:
     shared = {Arm.STATIC: private, Arm.TUNED: private, Arm.ADAPTIVE: private}
-    return {Arm.OPEN: open_, Arm.PAPER: open_, Arm.MILD: open_, **shared}
+    return {Arm.OPEN: open_, Arm.PAPER: open_, **shared}
 
 
 def _small_unet(*channels: int) -> Mapping[str, Any]:
@@ -63,29 +63,32 @@ def _small_unet(*channels: int) -> Mapping[str, Any]:
 
 _SKIN: Final = Size(
     image_size=32,
-    model={"channels": [4, 8, 8]},
+    model={"channels": [4, 4, 4]},
     images_per_patient=2,
-    patients=120,
+    patients=80,
     test_patients=10,
     sampling_rate=0.05,
-    steps=60,
+    steps=80,
     step_size=_steps(0.03, 0.03, 0.03),
-    tuned_clip=0.2,
-    rule=_rule(0.5),
-    rounds=6,
+    tuned_clip=0.25,
+    rule=_rule(0.3),
+    rounds=10,
     learning_rate=0.01,
-    seconds=_seconds(15.0, 15.0),
+    seconds=_seconds(10.0, 13.0),
 )
 
 _KIDNEY: Final = replace(
     _SKIN,
     model=_small_unet(6, 8, 12),
     images_per_patient=1,
-    test_patients=8,
-    seconds=_seconds(30.0, 30.0),
+    test_patients=12,
+    tuned_clip=0.1,
+    batch_size=4,
+    rounds=12,
+    seconds=_seconds(10.0, 13.0),
 )
 
-_BRAIN: Final = replace(_SKIN)
+_BRAIN: Final = replace(_SKIN, tuned_clip=0.5, batch_size=4, rounds=12, learning_rate=0.02)
 
 _SMALL: Final = {"skin": _SKIN, "kidney": _KIDNEY, "brain": _BRAIN}
 

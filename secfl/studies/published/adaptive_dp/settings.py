@@ -19,8 +19,8 @@ EPSILON = 8.0
 DELTA = 1e-5
 CLINICS = 3
 
-_STATED = {Arm.PAPER: 0.001, Arm.MILD: 8.0}
-"""The recipe's own parameter: the published one, and one at which its noise leaves something to be learned."""
+_STATED_PARAMETER = 0.001
+"""The recipe's own, as published. It is no ε of what is released."""
 
 
 def modalities_of(request: Request) -> tuple[Modality, ...]:
@@ -41,8 +41,8 @@ def modalities_of(request: Request) -> tuple[Modality, ...]:
 def arm_settings(request: Request, modality: Modality, size: Size, arm: Arm, *, seed: int) -> dict[str, Any]:
     """The run of one arm."""
     tree = _common(request, modality, size, seed=seed)
-    if arm in {Arm.OPEN, *_STATED}:
-        return tree | _open(size, evaluate_every=1) | {"privacy": _recipe(arm)}
+    if arm in {Arm.OPEN, Arm.PAPER}:
+        return tree | _open(size) | {"privacy": _recipe(arm)}
     clip = size.tuned_clip if arm is Arm.TUNED else STATIC_CLIP
     more = size.rule if arm is Arm.ADAPTIVE else {}
     declared = _declared_patients(request, modality, size)
@@ -103,9 +103,9 @@ def _phantom(modality: Modality, size: Size, *, seed: int) -> dict[str, Any]:
     }
 
 
-def _open(size: Size, *, evaluate_every: int) -> dict[str, Any]:
+def _open(size: Size) -> dict[str, Any]:
     return {
-        "evaluate_every": evaluate_every,
+        "evaluate_every": max(1, size.rounds // size.evaluations),
         "training": {
             "rounds": size.rounds,
             "local_epochs": 1,
@@ -118,7 +118,7 @@ def _open(size: Size, *, evaluate_every: int) -> dict[str, Any]:
 
 
 def _recipe(arm: Arm) -> dict[str, Any]:
-    recipe = {} if arm is Arm.OPEN else {"percentile_laplace": {"stated_epsilon": _STATED[arm]}}
+    recipe = {} if arm is Arm.OPEN else {"percentile_laplace": {"stated_epsilon": _STATED_PARAMETER}}
     return {"mode": "off", **recipe}
 
 

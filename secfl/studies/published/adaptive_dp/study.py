@@ -1,4 +1,4 @@
-"""The study as jobs: public clips first, then every arm of every modality and seed, and the rules that were tried."""
+"""The study as jobs: every arm of every modality and seed, then public clips and the rules that were tried."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class AdaptiveDp:
     libraries = ("torch", "monai", "numpy", "dp-accounting")
 
     def stages(self, request: Request, runs: Path) -> Sequence[Sequence[Job]]:
-        """Public norms; then runs.
+        """Arms; then norms on a public phantom, and the rules that were tried.
 
         Raises:
             ConfigError: A seed is that of the tries, or the folder cannot be used.
@@ -90,7 +90,7 @@ class AdaptiveDp:
                 tries += _tries(request, modality, size, runs)
         # Seed by seed, so that an interrupted study has whole seeds.
         arms.sort(key=lambda job: int(job.name.rpartition("-")[2]))
-        return [stage for stage in (public, [*tries, *arms]) if stage]
+        return [stage for stage in (arms, public, tries) if stage]
 
     def expected_seconds(self, request: Request, job: Job) -> float:
         """By kind of job and modality."""
