@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from secfl.audit.findings import Finding
 from secfl.audit.passing_task import PassingTask
-from secfl.audit.replay import ReplayAudit, replay
+from secfl.audit.replay import replay
+from secfl.dp.plan import Schedule
 from secfl.errors import ConfigError
 from secfl.federation.local_work import PatientStep
-from secfl.federation.offer import RoundOffer
+from secfl.federation.offer import UPDATE_VECTOR, RoundOffer
 from secfl.federation.privacy import RunTerms
 from secfl.guarantees import UnitOfPrivacy
 from secfl.randomness import Rng
@@ -29,7 +30,16 @@ from secfl.types import ClientId, RoundId, SchemeSpec
 if TYPE_CHECKING:
     from secfl.segmentation.segmentation_task import SegmentationTask
 
-__all__ = ["HOSTILE_ROWS", "PatientView", "patient_names", "replay_patient_step", "without_patient"]
+__all__ = [
+    "HOSTILE_ROWS",
+    "PatientView",
+    "neighbours_of",
+    "patient_names",
+    "plain_offer",
+    "replay_metrics",
+    "replay_patient_step",
+    "without_patient",
+]
 
 Row = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """From one patient's gradient to what stands in its place."""
@@ -124,42 +134,90 @@ def replay_patient_step(
         ConfigError: The terms have no patient-level plan.
     """
     releases = terms.round_terms.releases
-    if releases is None or releases.plan.unit is not UnitOfPrivacy.PATIENT:
-        raise ConfigError("replay of the patient step: expected a run with --dp patient")
+    if (
+        releases is None
+        or releases.plan.unit is not UnitOfPrivacy.PATIENT
+        or releases.plan.schedule is not Schedule.STEP
+    ):
+        raise ConfigError("replay of the patient step: expected a run with --dp patient, schedule step")
     name = task.sites[0] if site is None else site
-    bits = terms.round_terms.bits
-    model = task.initial_state() if state is None else state
+    offer = plain_offer(task, task.initial_state() if state is None else state)
 
     def step(data: PatientTask, source: Rng) -> NDArray[Any]:
         work = PatientStep(
             ClientId(name), task=data, terms=terms.round_terms, sampling_rate=1.0, secret=source
         )
-        offer = RoundOffer(
-            run_id=bytes(16),
-            round_id=RoundId(0),
-            round_index=0,
-            cohort=tuple(ClientId(one) for one in task.sites),
-            threshold=1,
-            scheme=SchemeSpec(name="plain"),
-            state=model,
-        )
         spec: Any = None  # a patient step does not read the round's specification
-        return work.contribute(offer, spec).privatized.vectors["update"]
+        return work.contribute(offer, spec).privatized.vectors[UPDATE_VECTOR]
 
-    def measure(pairs: Sequence[tuple[PatientTask, PatientTask]]) -> ReplayAudit:
-        return replay(step, neighbours=pairs, sensitivity=releases.plan.sensitivity, bits=bits)
-
-    left_out = {patient: PatientView(task, name, patient, row=None) for patient in patients}
-    found = [
-        measure([(task, left_out[patient]) for patient in patients]).finding(
-            "one patient's gradient left out"
-        )
+    return [
+        replay(
+            step, neighbours=pairs, sensitivity=releases.plan.sensitivity, bits=terms.round_terms.bits
+        ).finding(label)
+        for label, pairs in neighbours_of(task, name, patients=patients, others=neighbours).items()
     ]
+
+
+def plain_offer(task: PatientTask, state: State) -> RoundOffer:
+    """An invitation to one round of a run without protection, for a step that is looked at alone."""
+    return RoundOffer(
+        run_id=bytes(16),
+        round_id=RoundId(0),
+        round_index=0,
+        cohort=tuple(ClientId(one) for one in task.sites),
+        threshold=1,
+        scheme=SchemeSpec(name="plain"),
+        state=state,
+    )
+
+
+def neighbours_of(
+    task: PatientTask, site: str, *, patients: Sequence[int], others: Sequence[PatientTask] = ()
+) -> dict[str, list[tuple[PatientTask, PatientTask]]]:
+    """Pairs of tasks that differ in one patient, by how the pairs were made.
+
+    Args:
+        task: On all data.
+        site: Whose patients.
+        patients: Indices of those who are left out or replaced in turn.
+        others: Tasks built from neighbouring data.
+    """
+    left_out = {patient: PatientView(task, site, patient, row=None) for patient in patients}
+    found: dict[str, list[tuple[PatientTask, PatientTask]]] = {
+        "one patient's gradient left out": [(task, left_out[patient]) for patient in patients]
+    }
     for label, row in HOSTILE_ROWS.items():
-        pairs: list[tuple[PatientTask, PatientTask]] = [
-            (PatientView(task, name, patient, row=row), left_out[patient]) for patient in patients
+        found[f"left out, against {label}"] = [
+            (PatientView(task, site, patient, row=row), left_out[patient]) for patient in patients
         ]
-        found.append(measure(pairs).finding(f"left out, against {label}"))
-    if neighbours:
-        found.append(measure([(task, other) for other in neighbours]).finding("built from neighbouring data"))
+    if others:
+        found["built from neighbouring data"] = [(task, other) for other in others]
     return found
+
+
+def replay_metrics(
+    task: PatientTask, neighbours: Sequence[PatientTask], *, state: State | None = None
+) -> Finding:
+    """What a site measures of a given model must be the same with and without a training patient.
+
+    Metrics leave the sites in clear. As long as they are a function of the model and of patients who are not trained
+    on, they tell nothing about the training patients that the model does not.
+
+    Args:
+        task: On all data.
+        neighbours: The same without one training patient.
+        state: The model; the initial one by default.
+    """
+    model = task.initial_state() if state is None else state
+    different = [
+        site
+        for other in neighbours
+        for site in task.sites
+        if repr(task.evaluate(site, model)) != repr(other.evaluate(site, model))
+    ]
+    return Finding(
+        name="metrics do not depend on training patients",
+        flagged=bool(different),
+        statistic=f"{len(different)} of {len(neighbours) * len(task.sites)} evaluations differ",
+        power=f"{len(neighbours)} neighbours",
+    )

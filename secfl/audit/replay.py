@@ -64,8 +64,9 @@ def replay(
     """Measure the sensitivity of a client's step.
 
     Args:
-        step: From data and a source of randomness to what leaves the client: one vector. All randomness must come
-            from the source (checked: the same bytes must give the same vector).
+        step: From data and a source of randomness to what leaves the client: one vector, or rows that are releases
+            of their own, of which the worst counts. All randomness must come from the source (checked: the same
+            bytes must give the same output).
         neighbours: Pairs of data that differ in one unit. The worst pair is the auditor's to find; gradients far
             longer than the clip, opposite to the others, and with NaN are good ones.
         sensitivity: What the accounting uses, in the unit of the output.
@@ -101,7 +102,9 @@ def replay(
 
 
 def difference_norm(one: NDArray[Any], other: NDArray[Any], *, bits: int | None) -> float:
-    """L2 distance; of residues the shortest way around, in exact integers before the root."""
+    """L2 distance; of residues the shortest way around, in exact integers before the root; of rows the largest."""
+    if one.ndim > 1:
+        return max(difference_norm(row, beside, bits=bits) for row, beside in zip(one, other, strict=True))
     if bits is None:
         if not (np.isfinite(one).all() and np.isfinite(other).all()):
             return math.inf

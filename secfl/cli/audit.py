@@ -221,40 +221,21 @@ def replay(
     size: Annotated[int, typer.Option(min=32, max=256, help="Pixels of the phantom.")] = 32,
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
-    """Measure what one patient changes in a site's step, through loaders, model, clip, grid and noise."""
-    from dataclasses import replace
+    """Measure what one patient changes in a site's step, through loaders, model, clip, grid and noise.
 
-    from secfl.audit.client_step import patient_names, replay_patient_step, without_patient
-    from secfl.config import load_config
-    from secfl.federation.privacy import run_terms
-    from secfl.federation.state import count_parameters
-    from secfl.segmentation.models.registry import families
-    from secfl.segmentation.segmentation_task import SegmentationTask, build_task
+    Every family with both normalisations and both schedules, and a folder of images with and without a patient.
+    """
+    from secfl.audit.family_replay import replay_family, replay_folder
+    from secfl.segmentation.models.registry import check_family, families
 
     found: list[Finding] = []
+    if model is not None:
+        check_family(model)
     for family in families() if model is None else (model,):
         typer.echo(f"replaying {family}", err=True)
-        settings = load_config(
-            None,
-            {
-                "data": {"image_size": size, "phantom_images": 12},
-                "model": {"name": family, "channels": (4, 4, 8)},
-                "privacy": {
-                    "mode": "patient",
-                    "noise_multiplier": 1.0,
-                    "accept_weak": True,
-                    "physical_batch": 4,
-                },
-            },
-        )
-        task = build_task(settings)
-        assert isinstance(task, SegmentationTask)
-        terms = run_terms(settings, task, parameters=count_parameters(task.initial_state()), threshold=3)
-        site = task.sites[0]
-        patients = patient_names(task, site)
-        neighbour = without_patient(task, settings, site, patients[0])
-        rows = replay_patient_step(task, terms, patients=(0, len(patients) - 1), neighbours=[neighbour])
-        found += [replace(one, name=f"{family}: {one.name}") for one in rows]
+        found += replay_family(family, size=size)
+    typer.echo("replaying a folder", err=True)
+    found += replay_folder(size=size)
     _report(found, what="replay of the private step", as_json=as_json)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from secfl.audit import Verdict
-from secfl.audit.client_step import PatientView, replay_patient_step, without_patient
+from secfl.audit import Verdict, client_round
+from secfl.audit.client_round import replay_patient_round
+from secfl.audit.client_step import PatientView, replay_metrics, replay_patient_step
+from secfl.audit.family_replay import replay_family, replay_folder
 from secfl.audit.noise_tests import correlation_test, shortfall_found, variance_test
 from secfl.audit.other_tests import collision_test, convergence_test, reachability_audit
 from secfl.audit.replay import difference_norm, replay
@@ -18,8 +21,8 @@ from secfl.dp.noise import NoiseFamily, integer_sampler
 from secfl.dp.sampling import PoissonSampler
 from secfl.errors import ConfigError
 from secfl.federation.privacy import run_terms
-from secfl.federation.state import count_parameters
 from secfl.randomness import InsecureSeededRng
+from secfl.segmentation.models.registry import families
 from secfl.testing.tasks import LinearTask
 
 PRIVATE = {"mode": "patient", "noise_multiplier": 1.0, "accept_weak": True, "nominal_patients": 40}
@@ -91,28 +94,94 @@ class TestOurClientStep:
         with pytest.raises(ConfigError, match="dp patient"):
             replay_patient_step(task, terms)
 
-    @pytest.mark.slow
-    def test_every_model_family_keeps_its_sensitivity(self):
-        from secfl.segmentation.models.registry import families
-        from secfl.segmentation.segmentation_task import build_task
+    def test_a_plan_for_rounds_is_not_replayed_as_a_step(self):
+        task = LinearTask(features=4)
+        with pytest.raises(ConfigError, match="schedule step"):
+            replay_patient_step(task, round_terms(task, 5))
 
-        for family in families():
-            settings = load_config(
-                None,
-                {
-                    "data": {"image_size": 32, "phantom_images": 12},
-                    "model": {"name": family, "channels": (4, 8, 8)},
-                    "privacy": PRIVATE | {"physical_batch": 4},
-                },
-            )
-            task = build_task(settings)
-            terms = run_terms(settings, task, parameters=count_parameters(task.initial_state()), threshold=3)
-            site = task.sites[0]
-            patient = min(case.patient for case in task._dataset.sites[site].train)
-            found = replay_patient_step(
-                task, terms, patients=(0, 3), neighbours=[without_patient(task, settings, site, patient)]
-            )
-            assert not any(one.flagged for one in found), (family, found)
+    @pytest.mark.slow
+    @pytest.mark.parametrize("family", families())
+    def test_every_model_family_keeps_its_sensitivity(self, family):
+        found = replay_family(family, size=32)
+        assert len(found) == 2 * (7 + 7)
+        assert [one for one in found if one.flagged] == []
+
+    @pytest.mark.slow
+    def test_a_patient_who_leaves_the_folder_changes_one_row(self):
+        found = replay_folder(size=32)
+        assert [one.name.rpartition(": ")[2] for one in found] == [
+            "built from neighbouring data",
+            "metrics do not depend on training patients",
+            "built from neighbouring data",
+        ]
+        assert [one for one in found if one.flagged] == []
+        assert all("measured 0," not in one.statistic for one in found), found
+
+
+def round_terms(task, parameters):
+    privacy = PRIVATE | {"schedule": "round", "steps": 6, "local_steps": 3}
+    return run_terms(load_config(None, {"privacy": privacy}), task, parameters=parameters, threshold=3)
+
+
+class TestOurRound:
+    def test_every_local_step_keeps_its_sensitivity(self):
+        task = LinearTask(features=30)
+        found = replay_patient_round(task, round_terms(task, 31), patients=(0, 5))
+        assert len(found) == 6
+        assert not any(one.flagged for one in found), found
+        measured = [float(one.statistic.split()[2].rstrip(",")) for one in found[:-1]]
+        planned = float(found[0].statistic.split()[-1])
+        assert max(measured) > 0.9 * planned
+
+    def test_a_gradient_that_depends_on_other_patients_is_refuted(self):
+        task = MixingTask(features=30)
+        found = replay_patient_round(task, round_terms(task, 31), patients=(0, 5))
+        assert any(one.flagged for one in found[:-1])
+
+    def test_a_later_step_that_mixes_patients_is_refuted(self):
+        task = LateMixingTask(features=30)
+        found = replay_patient_round(task, round_terms(task, 31), patients=(0,))
+        assert any(one.flagged for one in found[:-1])
+
+    def test_what_is_sent_beside_the_noisy_sums_is_refuted(self, monkeypatch):
+        honest = client_round.PatientRound._train
+
+        def telling(self, offer):
+            update, *rest = honest(self, offer)
+            everybody = np.arange(self._task.patients(self._name))
+            rows = list(self._task.patient_gradients(self._name, offer.state, everybody))
+            clear = np.nan_to_num(np.concatenate(rows)).clip(-1, 1).sum(axis=0)
+            return replace(update, values=update.values + np.float32(1e-2) * clear), *rest
+
+        monkeypatch.setattr(client_round.PatientRound, "_train", telling)
+        task = LinearTask(features=30)
+        found = replay_patient_round(task, round_terms(task, 31), patients=(0,))
+        assert found[-1].flagged
+
+    def test_a_plan_for_steps_is_not_replayed_as_a_round(self):
+        task = LinearTask(features=4)
+        with pytest.raises(ConfigError, match="schedule round"):
+            replay_patient_round(task, terms_of(task, 5))
+
+
+class LateMixingTask(LinearTask):
+    """Right at the initial model only, so that a replay of the first step alone sees nothing."""
+
+    def patient_gradients(self, site, state, chosen):
+        first = all(np.array_equal(one, state[name]) for name, one in self.initial_state().items())
+        for rows in super().patient_gradients(site, state, chosen):
+            yield rows if first else rows * 1e-3 + 1e3 * rows.sum(axis=0)
+
+
+class TestMetrics:
+    def test_metrics_of_test_patients_pass_and_of_training_patients_do_not(self):
+        class Other(LinearTask):
+            def evaluate(self, site, state):
+                return replace(super().evaluate(site, state), accuracy=0.125)
+
+        task = LinearTask(features=4)
+        assert not replay_metrics(task, [LinearTask(features=4)]).flagged
+        assert replay_metrics(task, [Other(features=4)]).flagged
 
 
 class TestNoise:
