@@ -30,7 +30,7 @@ from secfl.crypto.plain import Plain
 from secfl.crypto.wire import FRAME_BYTES, MessageType
 from secfl.dp.sampling import PoissonSampler
 from secfl.randomness import ExperimentSeed, InsecureSeededRng, Rng
-from secfl.testing.adversaries.broken_masking import BrokenMasking, FoldedRng, LeakyClient
+from secfl.testing.adversaries.broken_masking import BrokenMasking, FoldedRng, LeakyClient, OneSecretClient
 from secfl.types import ClientId, SchemeSpec, VectorSpec
 
 __all__ = ["protocol_controls"]
@@ -170,6 +170,9 @@ def _transcript_controls() -> list[Control]:
                 ),
                 "a value where a nonce should be": _transcript(
                     BrokenMasking(client_class=LeakyClient), _MASKING
+                ),
+                "one secret for self mask and pair masks": _transcript(
+                    BrokenMasking(client_class=OneSecretClient), _MASKING
                 ),
                 "self masks alone": _transcript(BrokenMasking(client_class=_SelfMaskOnly), _MASKING),
             },

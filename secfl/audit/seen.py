@@ -32,7 +32,7 @@ from secfl.crypto.wire import FRAME_BYTES, MessageType, Reader
 from secfl.errors import LocalProtocolError, RemoteProtocolError
 from secfl.types import ClientId, VectorSpec
 
-__all__ = ["RING_VECTOR", "Fresh", "RunShape", "Seen", "look_through"]
+__all__ = ["RING_VECTOR", "Box", "Fresh", "RunShape", "Seen", "look_through"]
 
 RING_VECTOR = "ckks-ciphertext"
 """The residues modulo q of a ciphertext, as if they were a vector."""
@@ -110,6 +110,27 @@ class Fresh:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """Something encrypted that passed through the aggregator: a share sealed to a holder, or a dealer's escrow.
+
+    Attributes:
+        round_id: The round.
+        dealer: Who made it.
+        holder: To whom it was sealed; empty for an escrow.
+        content: The sealed box, or the escrow with its nonce.
+        directory: Digest of the keys of phase 1, as the dealer saw them.
+        ciphertexts: What the escrow's key is bound to.
+    """
+
+    round_id: int
+    dealer: str
+    holder: str
+    content: bytes = field(repr=False)
+    directory: bytes = field(repr=False)
+    ciphertexts: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
     """One client's input in one round."""
 
@@ -125,6 +146,7 @@ class Seen:
     Attributes:
         inputs: In the order in which they were sent.
         fresh: Fields that must never repeat.
+        boxes: What was encrypted in the clients' messages.
         shares: Round -> holder -> the unmasking shares it sent, in order of the members.
         digests: Round -> the digests of the round's specification that its messages name.
         malformed: What did not fit, one sentence each.
@@ -133,6 +155,7 @@ class Seen:
 
     inputs: list[Input] = field(default_factory=list)
     fresh: list[Fresh] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
     shares: dict[int, dict[str, tuple[bytes, ...]]] = field(default_factory=dict)
     digests: dict[int, set[bytes]] = field(default_factory=dict)
     malformed: list[str] = field(default_factory=list)
@@ -244,14 +267,31 @@ class _Taker:
         self.fresh("escrow nonce", escrow[:NONCE_BYTES])
         if later:
             self.fresh("escrow", escrow[NONCE_BYTES:])
+        ciphertexts = b""
         for place in others:
             data = self._reader.take(Parcel.size(sender=own, recipient=place))
             parcel = Parcel.decode(data, peer=self._one.sender, sender=own, recipient=place)
             if parcel.kem_ciphertext:
                 self.fresh("KEM ciphertext", parcel.kem_ciphertext)
+                ciphertexts += parcel.kem_ciphertext
             self.fresh("sealed shares", parcel.sealed)
+            self._box(deal, parcel.sealed, holder=self._shape.cohort[place])
             self.fresh("share commitment", parcel.root_commitment)
             self.fresh("share commitment", parcel.self_commitment)
+        if later:
+            self._box(deal, escrow, ciphertexts=ciphertexts)
+
+    def _box(self, deal: Deal, content: bytes, *, holder: str = "", ciphertexts: bytes = b"") -> None:
+        self._seen.boxes.append(
+            Box(
+                round_id=self._one.round_id,
+                dealer=self._one.sender,
+                holder=holder,
+                content=content,
+                directory=deal.directory_digest,
+                ciphertexts=ciphertexts,
+            )
+        )
 
     def unmask(self) -> None:
         size = len(self._one.payload) - FRAME_BYTES - SIGNATURE_BYTES

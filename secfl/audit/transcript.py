@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secfl.audit.findings import Finding, from_p_value
+from secfl.audit.opening import boxes_stay_shut, held_values, self_masks
 from secfl.audit.recorded_sums import recorded_sums
 from secfl.audit.recording import Recording, is_from_client
 from secfl.audit.seen import Input, RunShape, Seen, look_through
 from secfl.audit.uniformity import audit_updates
 from secfl.audit.verdicts import REFUTED_LEVEL
-from secfl.crypto.hazmat import shamir
 from secfl.crypto.hazmat.prg import MaskStream, Sign, add_streams
 from secfl.crypto.masking_keys import self_key
 from secfl.crypto.wire import MessageType
@@ -34,7 +34,6 @@ __all__ = ["audit_run_transcript", "audit_transcript"]
 _MOST_ELEMENTS = 1 << 24
 _SIGNIFICANT_BYTES = 8
 _CANDIDATE_ELEMENTS = 4096
-_MOST_CANDIDATES = 1000
 _LEAST_ELEMENTS = 256
 
 
@@ -87,6 +86,7 @@ def audit_transcript(recording: Recording, shape: RunShape, *, level: float = RE
         found += audit_updates(rows, bits=bits[name], level=level / 4 / len(names), name=name)
     found += _after_unmasking(seen, shape, level=level / 4)
     found.append(_opens_under_public(seen, bits, level=level / 4))
+    found.append(boxes_stay_shut(seen, shape))
     return found
 
 
@@ -205,7 +205,7 @@ def _after_unmasking(seen: Seen, shape: RunShape, *, level: float) -> list[Findi
     opened: dict[str, list[NDArray[Any]]] = {}
     bits: dict[str, int] = {}
     for round_id, answers in seen.shares.items():
-        secrets = _self_masks(seen, shape, round_id, answers)
+        secrets = self_masks(seen, shape, round_id, answers)
         digests = seen.digests.get(round_id, set())
         if len(digests) != 1:
             continue
@@ -245,31 +245,10 @@ def _after_unmasking(seen: Seen, shape: RunShape, *, level: float) -> list[Findi
     ]
 
 
-def _self_masks(
-    seen: Seen, shape: RunShape, round_id: int, answers: dict[str, tuple[bytes, ...]]
-) -> dict[str, bytes]:
-    """Whose self-mask seed a threshold of shares gives, checked against nothing: the caller tests the outcome."""
-    members = seen.dealers(round_id)
-    survivors = {one.sender for one in seen.inputs if one.round_id == round_id}
-    holders = sorted(answers)[: shape.threshold]
-    if len(holders) < shape.threshold:
-        return {}
-    secrets = {}
-    for place, member in enumerate(members):
-        shares = [
-            (shape.cohort.index(ClientId(holder)) + 1, answers[holder][place])
-            for holder in holders
-            if place < len(answers[holder])
-        ]
-        if member in survivors and len(shares) == shape.threshold:
-            secrets[member] = shamir.combine(shares)
-    return secrets
-
-
 def _opens_under_public(seen: Seen, bits: dict[str, int], *, level: float) -> Finding:
     """Use every 32-byte value that the aggregator holds as the key of a mask stream, added or subtracted."""
     name = "no input opens under a value that the aggregator holds"
-    candidates = _held_values(seen)
+    candidates = held_values(seen)
     p_values = [
         _opened_p_value(residues[:_CANDIDATE_ELEMENTS], bits[vector], MaskStream(key, sign))
         for one in seen.inputs[:: max(1, len(seen.inputs) // 4)][:4]
@@ -293,17 +272,6 @@ def _opens_under_public(seen: Seen, bits: dict[str, int], *, level: float) -> Fi
         level=level,
         power="masks keyed directly with a public value, a share or a commitment",
     )
-
-
-def _held_values(seen: Seen) -> list[bytes]:
-    """32-byte values: the beginnings of fresh fields, shares that were sent, labels of rounds."""
-    values = dict.fromkeys(one.value[:32] for one in seen.fresh if len(one.value) >= 32)
-    for answers in seen.shares.values():
-        for shares in answers.values():
-            values.update(dict.fromkeys(shares))
-    for digests in seen.digests.values():
-        values.update(dict.fromkeys(digests))
-    return list(values)[:_MOST_CANDIDATES]
 
 
 def _opened_p_value(head: NDArray[Any], bits: int, stream: MaskStream) -> float:

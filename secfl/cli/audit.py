@@ -288,7 +288,7 @@ def inversion(
     out: Annotated[Path, typer.Option(help="Folder for the figure and the numbers; must not exist.")],
     images: Annotated[int, typer.Option(min=7, help="Single updates to invert.")] = 20,
     sums: Annotated[int, typer.Option(min=1, help="Targets within sums.")] = 5,
-    iterations: Annotated[int, typer.Option(min=1, max=500, help="Of each attack.")] = 500,
+    iterations: Annotated[int, typer.Option(min=1, max=500, help="Of each attack.")] = 60,
     noise_multiplier: Annotated[float, typer.Option(metavar="Z", help="Of the noise in the sum.")] = 1.0,
 ) -> None:
     """Draw images from one update, from secure sums, and from a secure sum with DP; on phantoms. Takes a while."""
@@ -309,11 +309,12 @@ def inversion(
     )
     (out / "inversion.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     _table(
-        ("seen", "images", "SSIM mean", "least", "most", "PSNR dB"),
+        ("seen", "images", "recognised", "SSIM mean", "least", "most", "PSNR dB"),
         [
             (
                 row["seen"],
                 str(row["images"]),
+                str(row["recognised"]),
                 f"{row['ssim_mean']:.3f}",
                 f"{row['ssim_min']:.3f}",
                 f"{row['ssim_max']:.3f}",

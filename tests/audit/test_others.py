@@ -1,4 +1,4 @@
-"""Membership, peers and inversion: small, real, and wrong where they should be."""
+"""Membership, peers and power: small, real, and wrong where they should be."""
 
 from __future__ import annotations
 
@@ -85,37 +85,3 @@ def test_the_power_table_has_false_alarms_and_detections():
     assert all(0 <= row.found <= row.repetitions for row in rows)
     by_test = {(row.test, row.fault): row.found for row in rows}
     assert by_test["variance test, all steps", "none"] == 0
-
-
-class TestInversion:
-    @pytest.mark.slow
-    def test_an_attack_and_its_figure(self, tmp_path):
-        from PIL import Image
-
-        from secfl.audit.inversion import Seen, inversion_study
-        from secfl.randomness import InsecureSeededRng
-
-        document = inversion_study(
-            images=7, sums=1, iterations=2, rng=InsecureSeededRng(1), figure=tmp_path / "figure.png"
-        )
-        assert [row["seen"] for row in document["rows"]] == [seen.value for seen in Seen]
-        with Image.open(tmp_path / "figure.png") as picture:
-            assert picture.size == (2 * 5 * 66, 2 * 66)
-
-    def test_similarity_knows_equal_from_unlike(self):
-        import torch
-
-        from secfl.audit.inversion import similarity
-
-        picture = torch.linspace(0, 1, 64)[:, None] * torch.linspace(0, 3, 64)[None, :].sin()
-        noise = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
-        assert similarity(picture, 3 * picture - 2)[0] > 0.999
-        assert similarity(picture, noise)[0] < 0.6
-
-    @pytest.mark.parametrize("wrong", [{"images": 6}, {"sums": 0}, {"iterations": 501}])
-    def test_impossible_studies_are_refused(self, wrong):
-        from secfl.audit.inversion import inversion_study
-        from secfl.randomness import InsecureSeededRng
-
-        with pytest.raises(ConfigError):
-            inversion_study(**({"images": 7, "sums": 1, "iterations": 1} | wrong), rng=InsecureSeededRng(1))

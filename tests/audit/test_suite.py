@@ -30,6 +30,7 @@ EXPECTED = {
     "plain presented as secure",
     "a scheme that leaks one coordinate",
     "mask seeds of 32 bits",
+    "one secret for self mask and pair masks",
 }
 
 

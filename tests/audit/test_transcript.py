@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from secfl.audit.opening import self_masks
 from secfl.audit.recording import Recorded, Recording, read_run_recording
 from secfl.audit.rounds import record_rounds, small_values
 from secfl.audit.seen import look_through
-from secfl.audit.transcript import _self_masks, audit_run_transcript, audit_transcript
+from secfl.audit.transcript import audit_run_transcript, audit_transcript
 from secfl.audit.uniformity import audit_updates
 from secfl.config import load_config
 from secfl.crypto.ckks import Ckks, KeyMode
 from secfl.crypto.hazmat.prg import MaskStream, Sign, add_streams
+from secfl.crypto.hazmat.sealed import SealingKey
 from secfl.crypto.masking import Masking
 from secfl.crypto.masking_client import MaskingClient
 from secfl.crypto.masking_keys import self_key
@@ -24,7 +27,7 @@ from secfl.errors import ConfigError, DataError
 from secfl.federation.observer import SilentObserver
 from secfl.federation.simulation import simulate
 from secfl.randomness import InsecureSeededRng
-from secfl.testing.adversaries.broken_masking import BrokenMasking, FoldedRng, LeakyClient
+from secfl.testing.adversaries.broken_masking import BrokenMasking, FoldedRng, LeakyClient, OneSecretClient
 from secfl.testing.tasks import LinearTask
 from secfl.types import SchemeSpec
 
@@ -60,7 +63,7 @@ class TestHonestSchemes:
         """Without self masks all inputs of a round add up to the sum: pairwise masks cancel, nothing else is left."""
         recording, shape = record(Masking(threads=1), rounds=1)
         seen = look_through(recording, shape)
-        secrets = _self_masks(seen, shape, 0, seen.shares[0])
+        secrets = self_masks(seen, shape, 0, seen.shares[0])
         (digest,) = seen.digests[0]
         (vector,) = shape.sent_vectors(MessageType.MASKED_INPUT)
         total = np.zeros(vector.length, np.uint32)
@@ -84,7 +87,28 @@ class WithoutPairMasks(MaskingClient):
         return super()._streams(vector, seeds)[:1]
 
 
+class SealedToKnownKeys(MaskingClient):
+    """Its sealing key comes from a seed that everybody can guess."""
+
+    __slots__ = ()
+
+    @classmethod
+    def create(cls, masked, identity, **arguments):
+        client = super().create(masked, identity, **arguments)
+        client._memory.secrets = replace(client._memory.secrets, sealing=SealingKey(bytes(96)))
+        return client
+
+
+SHUT = "no sealed share or escrow opens under what the aggregator holds"
+
+
 class TestCarelessSchemes:
+    def test_an_escrow_that_opens_under_a_rebuilt_mask_is_found(self):
+        assert flagged(*record(BrokenMasking(client_class=OneSecretClient), rounds=1)) == {SHUT}
+
+    def test_shares_sealed_to_a_key_that_can_be_guessed_are_found(self):
+        assert SHUT in flagged(*record(BrokenMasking(client_class=SealedToKnownKeys), rounds=1))
+
     def test_inputs_in_clear_are_found(self):
         names = flagged(*record(Plain(), SchemeSpec(name="plain")))
         assert any("high bits" in name for name in names)

@@ -33,6 +33,7 @@ __all__ = [
     "FoldedRng",
     "LeakyClient",
     "ObligingClient",
+    "OneSecretClient",
     "SecretiveAggregator",
 ]
 
@@ -99,6 +100,19 @@ class LeakyClient(MaskingClient):
         first = int(memory.inputs[masked.vectors[0].name][0])
         leak = first.to_bytes(8, "little") + memory.secrets.nonce[8:]
         memory.secrets = replace(memory.secrets, nonce=leak)
+        return client
+
+
+class OneSecretClient(MaskingClient):
+    """Its root is the seed of its self mask, which the aggregator learns in every round."""
+
+    @classmethod
+    def create(cls, masked: MaskedRound, identity: Identity, **arguments: Any) -> OneSecretClient:
+        """Draws its secrets properly, then uses one of them twice."""
+        client = super().create(masked, identity, **arguments)
+        memory = client._memory  # noqa: SLF001 - this class breaks its parent
+        assert memory.secrets is not None
+        memory.secrets = replace(memory.secrets, root=memory.secrets.self_mask)
         return client
 
 
