@@ -31,8 +31,8 @@ def run_job(
     """A job that is one ordinary simulated run.
 
     Its result holds ``config_sha256``, ``final_model_sha256``, ``evaluation`` (the summary's), ``rounds``,
-    ``parameters``, ``megabytes``, ``time_s``, ``privacy``, ``scheme``, ``ledgers`` (see `ledgers_of`), ``seconds`` of
-    the whole job (``None`` when it was interrupted), and what ``collect`` adds.
+    ``parameters``, ``megabytes``, ``time_s``, ``privacy``, ``scheme``, ``ledgers`` (see `ledgers_of`), ``seconds``
+    and ``processor_seconds`` of the whole job (``None`` when it was interrupted), and what ``collect`` adds.
 
     Args:
         name: Of its run directory and, with ``.json``, of its result.
@@ -80,7 +80,7 @@ def finished_rounds(folder: Path) -> int:
 
 
 def _work(settings: Mapping[str, Any], folder: Path, result: Path, collect: Collect | None) -> None:
-    began, interrupted = time.perf_counter(), folder.exists()
+    began, busy, interrupted = time.perf_counter(), time.process_time(), folder.exists()
     if (folder / "summary.json").exists():
         summary = read_summary(folder)
     elif interrupted:
@@ -100,8 +100,11 @@ def _work(settings: Mapping[str, Any], folder: Path, result: Path, collect: Coll
         "ledgers": ledgers_of(folder),
     }
     facts |= {} if collect is None else collect(folder, summary)
-    seconds = None if interrupted else round(time.perf_counter() - began, 1)
-    store_result(result, facts | {"seconds": seconds})
+    times = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - busy}
+    store_result(
+        result,
+        facts | {name: None if interrupted else round(seconds, 1) for name, seconds in times.items()},
+    )
 
 
 def ledgers_of(folder: Path) -> dict[str, dict[str, Any]]:

@@ -43,6 +43,7 @@ class Size:
 
     Attributes:
         share: Of the published images; they keep the proportion 1 : 2 : 3.
+        test_fraction: Share of each client's patients kept for the test.
         proxy_sites: Public sites of the phantom, each with as many images as a client.
         image_size: Side of the phantom's images, pixels.
         training: ``[training]``.
@@ -55,6 +56,7 @@ class Size:
     """
 
     share: float
+    test_fraction: float = 0.25
     proxy_sites: int
     image_size: int
     training: Mapping[str, Any]
@@ -82,13 +84,14 @@ SIZES: Mapping[Preset, Size] = MappingProxyType(
             seconds=(2.0, 3.0, 5.0),
         ),
         Preset.SMALL: Size(
-            share=0.12,
-            proxy_sites=2,
+            share=0.072,
+            test_fraction=0.375,
+            proxy_sites=4,
             image_size=64,
-            training={"rounds": 5, "local_epochs": 3},
-            multi_model={"distill_epochs": 1, "student_epochs": 4},
+            training={"rounds": 2, "local_epochs": 8, "batch_size": 2, "learning_rate": 4e-3},
+            multi_model={"distill_epochs": 1, "student_epochs": 6},
             channels=(8, 16, 32),
-            seconds=(40.0, 90.0, 150.0),
+            seconds=(45.0, 80.0, 120.0),
         ),
         Preset.PAPER: Size(
             share=1.0,
@@ -151,6 +154,7 @@ def settings(
         data: dict[str, Any] = {
             "phantom_images": size.images_per_site(phase),
             "image_size": size.image_size,
+            "test_fraction": size.test_fraction,
             "public": [f"{PROXY}-{number + 1}" for number in range(size.proxy_sites)],
         }
     else:

@@ -35,8 +35,8 @@ class DvtStudy:
                 runs=runs,
                 collect=collect,
             )
-            for phase in reversed(phases)  # the longest first, so that no process waits for it in the end
             for seed in request.seeds
+            for phase in phases
         ]
         compared = [
             run_job(
@@ -44,7 +44,7 @@ class DvtStudy:
                 settings(request, phase, seed=first, scheme=other, references=False),
                 runs=runs,
             )
-            for phase in reversed(phases)
+            for phase in phases
             if phase.number in size.compared
         ]
         return [[*asked, *compared]]
