@@ -37,7 +37,9 @@ test-slow: setup ## The slow tests; SECFL_TEST_DATA names a folder with real ima
 
 test-flower: setup ## The tests that need Flower, which this installs (extra flower)
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[flower]"
-	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python -m pytest -n 0 --timeout 1800 tests/federation/test_flower.py
+	FLWR_TELEMETRY_ENABLED=0 $(BIN)/python -m pytest -n 0 --timeout 1800 tests/federation/test_flower.py \
+		tests/federation/test_flower_dropin.py tests/federation/test_agreement.py \
+		tests/federation/test_flower_deployment.py
 
 flower-demo: setup ## Five sites under Flower's deployment engine, TLS and node authentication on, one killed and back
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[flower]"
@@ -59,6 +61,9 @@ test-nvflare: $(NVFLARE)/.installed ## The tests that need NVFlare, in an enviro
 
 nvflare-demo: $(NVFLARE)/.installed ## Five clients in NVFlare's proof-of-concept environment, mutual TLS, one client killed
 	$(NVFLARE)/bin/python examples/nvflare-app/demo.py
+
+faults: setup ## Play every fault on runs with real processes and write down what came of it (as root; some minutes)
+	$(BIN)/python docs/draw_faults.py
 
 check: setup ## Lint, format, types, import contracts, spelling; all of them, whatever fails
 	@failed=0; for step in "ruff check ." "ruff format --check ." mypy "lint-imports --no-logo" codespell; do \

@@ -150,8 +150,7 @@ class RunDirectory:
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
         line = json.dumps({"format_version": RUN_FORMAT_VERSION, **row}, sort_keys=True)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        _append(self.metrics, line)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All whole lines of ``metrics.jsonl``; a torn last line of a killed run is left out."""
@@ -190,12 +189,20 @@ class RunDirectory:
     def log(self, text: str) -> None:
         """Append a line with the time in UTC to ``log.txt``."""
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        with (self.root / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{stamp} {text}\n")
+        _append(self.root / "log.txt", f"{stamp} {text}")
 
     def recorder(self) -> TranscriptRecorder:
         """Keeps every envelope under ``transcript/``."""
         return TranscriptRecorder(self.root / "transcript")
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line to a file of the run; `ConfigError` when the disk refuses."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 class TranscriptRecorder:

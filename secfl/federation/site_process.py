@@ -12,11 +12,14 @@ import argparse
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-from secfl.errors import SecflError
+from secfl.errors import LocalProtocolError, SecflError
 from secfl.federation.rundir import RunDirectory
-from secfl.federation.site_agent import largest_message
+from secfl.federation.site_agent import SiteAgent, largest_message
 from secfl.federation.site_setup import simulated_agent
 from secfl.federation.sockets import connect
 from secfl.federation.state import count_parameters
@@ -24,6 +27,9 @@ from secfl.federation.work import make_task
 from secfl.types import client_id
 
 __all__ = ["main"]
+
+_PATIENCE: Final = 10.0
+"""Seconds in which a process that was replaced by this one must have ended."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         token = bytes.fromhex(sys.stdin.readline().strip())
         run = RunDirectory.open(given.run)
         task = make_task(run.config(), given.task)
-        agent = simulated_agent(run, given.site, run_id=bytes.fromhex(given.run_id), task=lambda: task)
+        agent = _when_free(
+            lambda: simulated_agent(run, given.site, run_id=bytes.fromhex(given.run_id), task=lambda: task)
+        )
         most = largest_message(count_parameters(task.initial_state()), len(task.sites))
         stream = connect(given.port, name=client_id(given.site), token=token, most_bytes=most)
         while (request := stream.receive()) is not None:
@@ -54,6 +62,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     agent.close()
     return 0
+
+
+def _when_free(make: Callable[[], SiteAgent]) -> SiteAgent:
+    """The agent, as soon as the process before this one has let its journal go."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return make()
+        except LocalProtocolError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(_PATIENCE / 50)
 
 
 if __name__ == "__main__":
