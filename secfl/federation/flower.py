@@ -253,10 +253,16 @@ def coordinator_app(task_factory: str | None = None) -> ServerApp:
 
 
 @contextmanager
-def flower_engine(grid: Grid, setting: RunSetting) -> Iterator[RoundEngine]:
-    """The engine of a run whose sites have homes, over a server app's grid; tells them which run begins."""
+def flower_engine(grid: Grid, setting: RunSetting, *, patience: float | None = None) -> Iterator[RoundEngine]:
+    """The engine of a run whose sites have homes, over a server app's grid; tells them which run begins.
+
+    Args:
+        grid: Of the server app.
+        setting: The run.
+        patience: Seconds for which sites are waited for; by default the configuration's `deadlines.gathering`.
+    """
     names, config = setting.members.names, setting.config
-    exchange = FlowerExchange(grid, names, patience=config.deadlines.gathering)
+    exchange = FlowerExchange(grid, names, patience=patience or config.deadlines.gathering)
     absent = announce_run(
         exchange,
         names,
