@@ -24,15 +24,25 @@ def run(out, factory, **changes):
     return simulate(config, out=out, observer=SilentObserver(), task_factory=f"secfl.testing.tasks:{factory}")
 
 
-@pytest.mark.parametrize("scheme", ["masking", "ckks"])
-def test_thirty_two_clients_of_a_million_parameters(tmp_path, scheme):
-    settings = {"clients": 32, "training": {"rounds": 2}, "secure_agg": {"scheme": scheme}}
-    summary = run(tmp_path / "there", "drift_task_1m", **settings)
+@pytest.mark.parametrize(
+    ("engine", "scheme"), [("multiprocess", "masking"), ("multiprocess", "ckks"), ("flower", "masking")]
+)
+def test_thirty_two_clients_of_a_million_parameters(tmp_path, monkeypatch, engine, scheme):
+    if engine == "flower":
+        pytest.importorskip("flwr", reason="needs the extra flower: make test-flower")
+        monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+    settings = {
+        "clients": 32,
+        "training": {"rounds": 2},
+        "secure_agg": {"scheme": scheme},
+        "deadlines": {"training": 900, "phase": 900},
+    }
+    summary = run(tmp_path / "there", "drift_task_1m", **settings, engine=engine)
     here = run(tmp_path / "here", "drift_task_1m", **settings, engine="inprocess")
     assert summary["final_model_sha256"] == here["final_model_sha256"]
     assert summary["dropouts"]["total"] == 0
     assert verify_file(tmp_path / "there" / "ledger.jsonl").status == "closed"
-    print(f"\n{scheme}: {summary['time_s']}")  # noqa: T201 - the figures are the point
+    print(f"\n{engine} {scheme}: {summary['time_s']}")  # noqa: T201 - the figures are the point
 
 
 def resident(pid: int) -> int:

@@ -1,0 +1,36 @@
+"""Carriage: milliseconds for each phase over every engine, and Flower's own SecAgg+ beside it; see ``engines.py``.
+
+Run: ``pytest benchmarks/test_engines.py --benchmark-only -s``. The table is printed; ``extra_info`` holds the rows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+_SPEC = importlib.util.spec_from_file_location("engines", Path(__file__).with_name("engines.py"))
+engines = sys.modules["engines"] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(engines)
+
+
+@pytest.mark.benchmark(group="engines")
+@pytest.mark.timeout(1800)
+def test_carriage(benchmark, monkeypatch):
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+    monkeypatch.setenv(engines.PARAMETERS, "0")
+    found = importlib.util.find_spec("flwr") is not None and importlib.util.find_spec("ray") is not None
+    names = ["inprocess", "multiprocess", *(["flower"] if found else [])]
+    rows = benchmark.pedantic(
+        lambda: engines.measure(
+            parameters=1_000_000, clients=4, rounds=3, schemes=["masking", "ckks"], engines=names
+        ),
+        rounds=1,
+    )
+    benchmark.extra_info["rows"] = rows
+    sys.stdout.write(f"\n{engines.table(rows)}\n")
+    assert all(row["milliseconds"]["round"] > 0 for row in rows)
+    if not found:
+        pytest.skip("Flower's rows need the extra flower: make test-flower")
