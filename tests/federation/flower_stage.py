@@ -1,0 +1,127 @@
+"""Flower's deployment engine on this host for tests: link, four nodes, TLS and node authentication, as in the demo."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import struct
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from secfl.crypto.snapshots import split_fields
+
+SITES = tuple(f"site-{number:02d}" for number in range(4))
+FACTORY = "secfl.testing.tasks:linear_task"
+_DEMO = Path(__file__).parents[2] / "examples" / "flower-app" / "demo.py"
+_APP = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "secfl-test-app"
+version = "1.0.0"
+license = "Apache-2.0"
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+[tool.flwr.app]
+publisher = "secfl"
+[tool.flwr.app.components]
+serverapp = "test_app:server"
+clientapp = "test_app:client"
+[tool.flwr.app.config]
+home = ""
+out = ""
+tls = false
+node-auth = false
+processes = 0
+resume = false
+"""
+_COMPONENTS = f"""
+from secfl.federation.flower import coordinator_app, site_app
+server, client = coordinator_app({FACTORY!r}), site_app({FACTORY!r})
+"""
+
+
+class Deployment:
+    """A link, its nodes and what runs on them."""
+
+    def __init__(self, demo, root: Path, processes, port: int) -> None:
+        self.demo, self.root, self.processes, self.port = demo, root, processes, port
+        self.out = root / "run"
+
+    def start_node(self, site: str) -> None:
+        self.demo.start_node(self.root, self.processes, site, number=SITES.index(site), port=self.port)
+
+    def submit(self, *, resume: bool = False) -> None:
+        settings = {
+            "home": f'"{self.root / "homes" / "coordinator"}"',
+            "out": f'"{self.out}"',
+            "tls": "true",
+            "node-auth": "true",
+            "resume": str(resume).lower(),
+        }
+        given = " ".join(f"{name}={value}" for name, value in settings.items())
+        self.demo.Environment(self.root).run("flwr", "run", str(self.demo.APP), "demo", "--run-config", given)
+
+    def wait_for_rounds(self, rounds: int) -> None:
+        self.demo.wait_for_rounds(self.root, self.out, rounds)
+
+    def wait_for_the_end(self) -> dict:
+        self.demo.wait_for((self.out / "summary.json").exists, "the end of the run", self.root)
+        return json.loads((self.out / "summary.json").read_text(encoding="utf-8"))
+
+    def answers(self, site: str) -> dict[int, int]:
+        """How many requests a site has answered in each round id, read from its journal without its lock."""
+        path = self.root / "homes" / site / "state" / "journal"
+        data = path.read_bytes() if path.exists() else b""
+        position, found = len(b"secfl journal\x00") + 1, {}
+        while position + 24 <= len(data):
+            (length,) = struct.unpack_from("<Q", data, position)
+            body = data[position + 24 : position + 24 + length]
+            if len(body) < length:
+                break
+            kind, *fields = split_fields(body)
+            if kind == b"answer":
+                (number,) = struct.unpack("<Q", fields[1])
+                found[number] = found.get(number, 0) + 1
+            position += 24 + length + hashlib.sha256().digest_size
+        return found
+
+    def last_round(self, site: str) -> int:
+        """The last round id in which a site answered; -1 for none."""
+        return max(self.answers(site), default=-1)
+
+    def wait_for_answers(self, site: str, total: int, *, after: int, seconds: float = 900) -> None:
+        """Until a site has answered so many requests of a round later than ``after``."""
+        end = time.monotonic() + seconds
+        while True:
+            found = self.answers(site)
+            last = max(found, default=-1)
+            if last > after and found[last] >= total:
+                return
+            assert time.monotonic() < end, f"{site} has not answered in time"
+            time.sleep(0.02)
+
+
+@contextmanager
+def deployment(root: Path, settings: str):
+    """Homes with ``settings`` as their configuration, the link and all nodes."""
+    spec = importlib.util.spec_from_file_location("flower_demo", _DEMO)
+    demo = sys.modules["flower_demo"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    app = root / "app"
+    app.mkdir()
+    (app / "pyproject.toml").write_text(_APP, encoding="utf-8")
+    (app / "test_app.py").write_text(_COMPONENTS, encoding="utf-8")
+    demo.SITES, demo.SETTINGS, demo.APP = SITES, settings, app
+    demo.prepare_homes(root)
+    demo.certificates(root / "certificates")
+    with demo.Processes(root) as processes:
+        port = demo.start_link(root, processes)
+        one = Deployment(demo, root, processes, port)
+        for site in SITES:
+            one.start_node(site)
+        yield one
