@@ -105,8 +105,8 @@ def _readme(
         f"# {study.title}",
         f"Published as: {study.source}.",
         (
-            f"Written by `{document['command']}` with secfl {__version__}: preset `{document['preset']}`, "
-            f"{seeds} {'seeds' if seeds > 1 else 'seed'}, data `{document['data']}`. {_again(document)}"
+            f"Written by `{document['command']}` with secfl {__version__}: preset `{document['preset']}`, {seeds} "
+            f"{'seeds' if seeds > 1 else 'seed'}, data `{document['data']}`. {_again(document)}"
         ),
         "## What the figures show",
         *prose.conclusions,
@@ -122,8 +122,8 @@ def _readme(
         *prose.ours,
         "## Table",
         (
-            "`figure` is the mean over seeds, `±` the sample standard deviation; `definition` says whose definition a "
-            "row follows, theirs or ours."
+            "`figure` is the mean over seeds, `±` the sample standard deviation; `definition` says whose definition "
+            "a row follows, theirs or ours."
         ),
         table,
     ]
@@ -144,8 +144,7 @@ def _again(document: Mapping[str, Any]) -> str:
     if private:
         return (
             "Noise and samples of private runs are secret and never the same, so the same command gives these "
-            "figures within "
-            "the spread."
+            "figures within the spread."
         )
     return "The same command gives the same figures, times excepted."
 

@@ -108,6 +108,9 @@ def test_a_public_clip_comes_from_the_public_job(smoke):
     whole = (out / "runs" / "try-skin-proxy-clip" / "config.toml").read_text()
     assert load_config(None, {}).privacy.clip is None
     assert f"clip = {public['norm']}" in whole
+    absent = json.loads((out / "runs" / f"{arm_job(KIDNEY, Arm.OPEN, 0)}.json").read_text())["absent"]
+    assert absent["kidney"] == 0.0
+    assert 0.0 < absent["tumour"] < 1.0
     parts = (out / "runs" / "try-skin-proxy-layers" / "config.toml").read_text()
     for name, clip in public["parts"].items():
         assert f"{name} = {clip}" in parts
@@ -156,6 +159,7 @@ def result_of(dice, *, curve=((1, 0.5), (2, 0.9)), epsilon=None):
             "dice_by_class": {"lesion": {"mean": dice}},
             "hd95": {"mean": None},
         },
+        "absent": {"lesion": 0.0},
         "curve": [{"round": at, "dice": value} for at, value in curve],
         "clips": [],
         "rounds": curve[-1][0],
@@ -180,6 +184,7 @@ def results_of(monkeypatch, dice):
     }
 
 
+LESION = ("lesion",)
 TWO = Request(preset=Preset.SMALL, seeds=(0, 1))
 DICE = {
     Arm.OPEN: (0.9, 0.9),
@@ -193,8 +198,8 @@ DICE = {
 def test_the_share_recovered_is_of_means_and_by_seed(monkeypatch):
     results = results_of(monkeypatch, DICE)
     # Lost: 0.3 and 0.1, mean 0.2; left by the adaptive arm: 0.1 and 0.1.
-    assert share_of_means(TWO, results, SKIN, Arm.ADAPTIVE) == pytest.approx(0.5)
-    assert share_of_means(TWO, results, SKIN, Arm.TUNED) == pytest.approx(0.5)
+    assert share_of_means(TWO, results, SKIN, Arm.ADAPTIVE, LESION) == pytest.approx(0.5)
+    assert share_of_means(TWO, results, SKIN, Arm.TUNED, LESION) == pytest.approx(0.5)
     rows = {row.where["arm"]: row for row in table(TWO, results) if row.name == "loss recovered"}
     adaptive = rows["adaptive DP"]
     assert adaptive.values == pytest.approx({0: 200 / 3, 1: 0.0})
@@ -214,10 +219,20 @@ def test_a_missed_target_is_said_with_numbers(monkeypatch):
 
 def test_without_a_loss_no_share_is_stated(monkeypatch):
     results = results_of(monkeypatch, DICE | {Arm.STATIC: (0.897, 0.899)})
-    assert share_of_means(TWO, results, SKIN, Arm.ADAPTIVE) is None
+    assert share_of_means(TWO, results, SKIN, Arm.ADAPTIVE, LESION) is None
     rows = [row for row in table(TWO, results) if row.name == "loss recovered"]
     assert all(not row.values and "no share is stated" in row.note for row in rows)
     assert "too few to speak of a share" in " ".join(words(TWO, results).conclusions)
+
+
+def test_a_class_that_is_not_learned_without_privacy_is_left_out(monkeypatch):
+    results = results_of(monkeypatch, DICE)
+    for result in results.values():
+        result["absent"] = {"lesion": 0.88}
+    rows = [row for row in table(TWO, results) if row.name == "loss recovered"]
+    assert all(not row.values for row in rows)
+    assert any("never predicting it gives 88 % Dice" in row.note for row in rows)
+    assert "no class is learned even without privacy" in " ".join(words(TWO, results).conclusions)
 
 
 def test_published_shares_are_the_published_ones():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from secfl.studies.published.adaptive_dp.arms import Arm, Size
+from secfl.studies.published.adaptive_dp.arms import PROXY_RULES, RULES, Arm, Size
 from secfl.studies.published.interface import Preset
 
 __all__ = ["PLANS", "Plan"]
@@ -23,10 +23,12 @@ class Plan:
     Attributes:
         sizes: By modality.
         tried: Modalities in which rules are tried.
+        rules: Names of these rules.
     """
 
     sizes: Mapping[str, Size]
     tried: tuple[str, ...]
+    rules: tuple[str, ...] = tuple(rule.name for rule in (*RULES, *PROXY_RULES))
 
 
 def _rule(quantile: float, **more: Any) -> Mapping[str, Any]:
@@ -68,11 +70,11 @@ _SKIN: Final = Size(
     patients=80,
     test_patients=10,
     sampling_rate=0.05,
-    steps=80,
+    steps=120,
     step_size=_steps(0.03, 0.03, 0.03),
     tuned_clip=0.25,
-    rule=_rule(0.3),
-    rounds=10,
+    rule=_rule(0.5),
+    rounds=8,
     learning_rate=0.01,
     seconds=_seconds(10.0, 13.0),
 )
@@ -84,11 +86,11 @@ _KIDNEY: Final = replace(
     test_patients=12,
     tuned_clip=0.1,
     batch_size=4,
-    rounds=12,
+    rounds=6,
     seconds=_seconds(10.0, 13.0),
 )
 
-_BRAIN: Final = replace(_SKIN, tuned_clip=0.5, batch_size=4, rounds=12, learning_rate=0.02)
+_BRAIN: Final = replace(_SKIN, tuned_clip=0.5, batch_size=4, rounds=8, learning_rate=0.02)
 
 _SMALL: Final = {"skin": _SKIN, "kidney": _KIDNEY, "brain": _BRAIN}
 
@@ -131,7 +133,11 @@ _PAPER_SIDES: Final = {"skin": 256, "kidney": 128, "brain": 240}
 
 PLANS: Final[Mapping[Preset, Plan]] = MappingProxyType(
     {
-        Preset.SMOKE: Plan(sizes={name: _smoke(size) for name, size in _SMALL.items()}, tried=("skin",)),
+        Preset.SMOKE: Plan(
+            sizes={name: _smoke(size) for name, size in _SMALL.items()},
+            tried=("skin",),
+            rules=("quantile", "proxy-clip", "proxy-layers"),
+        ),
         Preset.SMALL: Plan(sizes=_SMALL, tried=tuple(_SMALL)),
         Preset.PAPER: Plan(
             sizes={name: _paper(size, side=_PAPER_SIDES[name]) for name, size in _SMALL.items()}, tried=()

@@ -148,6 +148,7 @@ def _public(modality: Modality, size: Size, runs: Path) -> Job:
 
 
 def _tries(request: Request, modality: Modality, size: Size, runs: Path) -> list[Job]:
+    asked = PLANS[request.preset].rules
     jobs = [
         run_job(
             try_job(modality, rule),
@@ -156,8 +157,11 @@ def _tries(request: Request, modality: Modality, size: Size, runs: Path) -> list
             collect=collect,
         )
         for rule in RULES
+        if rule.name in asked
     ]
     for rule, key in zip(PROXY_RULES, ("clip", "layer_clips"), strict=True):
+        if rule.name not in asked:
+            continue
         name = try_job(modality, rule)
         settings = rule_settings(request, modality, size, rule, seed=TRY_SEED, keys={})
         folder = runs / name

@@ -21,13 +21,28 @@ from secfl.studies.published.adaptive_dp.settings import DELTA, EPSILON, modalit
 from secfl.studies.published.adaptive_dp.study import TRY_SEED, arm_job, tried, try_job
 from secfl.studies.published.interface import Definition, Request, Results, Row
 
-__all__ = ["LEAST_LOSS", "TARGET", "dice_of", "loss", "share_of_means", "statement", "table"]
+__all__ = [
+    "LEAST_LEARNED",
+    "LEAST_LOSS",
+    "TARGET",
+    "classes_of",
+    "dice_of",
+    "dice_of_classes",
+    "learned_classes",
+    "loss",
+    "share_of_means",
+    "statement",
+    "table",
+]
 
 TARGET: Final = 0.5
 """Share of static DP's loss that the adaptive arm should recover in each modality."""
 
 LEAST_LOSS: Final = 0.005
 """Dice; a smaller loss cannot be told from the spread, and no share of it is stated."""
+
+LEAST_LEARNED: Final = 0.05
+"""Dice by which training without privacy must beat a model that never predicts a class, for the class to count."""
 
 _REACHED: Final = 0.95
 
@@ -58,22 +73,45 @@ def classes_of(request: Request, results: Results, modality: Modality) -> tuple[
     return tuple(first["evaluation"]["dice_by_class"])
 
 
-def loss(
-    request: Request, results: Results, modality: Modality, arm: Arm, *, label: str | None = None
-) -> float:
-    """Mean Dice without privacy less that of an arm."""
-    free = dice_of(request, results, modality, Arm.OPEN, label=label)
-    return fmean(free.values()) - fmean(dice_of(request, results, modality, arm, label=label).values())
+def absent_of(request: Request, results: Results, modality: Modality, label: str) -> float:
+    """Dice of a model that never predicts a class: the share of test cases without it."""
+    return fmean(results[arm_job(modality, Arm.OPEN, seed)]["absent"][label] for seed in request.seeds)
+
+
+def learned_classes(request: Request, results: Results, modality: Modality) -> tuple[str, ...]:
+    """Classes that training without privacy learns; of another one nothing can be lost."""
+    return tuple(
+        label
+        for label in classes_of(request, results, modality)
+        if fmean(dice_of(request, results, modality, Arm.OPEN, label=label).values())
+        >= absent_of(request, results, modality, label) + LEAST_LEARNED
+    )
+
+
+def dice_of_classes(
+    request: Request, results: Results, modality: Modality, arm: Arm, labels: Sequence[str]
+) -> dict[int, float]:
+    """Dice by seed, mean over some classes."""
+    each = [dice_of(request, results, modality, arm, label=label) for label in labels]
+    return {seed: fmean(one[seed] for one in each) for seed in request.seeds}
+
+
+def loss(request: Request, results: Results, modality: Modality, arm: Arm, labels: Sequence[str]) -> float:
+    """Mean Dice of some classes without privacy less that of an arm."""
+    free = dice_of_classes(request, results, modality, Arm.OPEN, labels)
+    return fmean(free.values()) - fmean(dice_of_classes(request, results, modality, arm, labels).values())
 
 
 def share_of_means(
-    request: Request, results: Results, modality: Modality, arm: Arm, *, label: str | None = None
+    request: Request, results: Results, modality: Modality, arm: Arm, labels: Sequence[str]
 ) -> float | None:
     """Share of static DP's loss that an arm recovers, of the means over seeds; ``None`` where there is no loss."""
-    static = loss(request, results, modality, Arm.STATIC, label=label)
+    if not labels:
+        return None
+    static = loss(request, results, modality, Arm.STATIC, labels)
     if static < LEAST_LOSS:
         return None
-    return 1 - loss(request, results, modality, arm, label=label) / static
+    return 1 - loss(request, results, modality, arm, labels) / static
 
 
 def statement(result: Mapping[str, Any], adversary: str) -> Mapping[str, Any]:
@@ -123,44 +161,62 @@ def _dice(request: Request, results: Results, modality: Modality) -> list[Row]:
 
 
 def _shares(request: Request, results: Results, modality: Modality) -> list[Row]:
-    labels: list[str | None] = [modality.published_class]
-    classes = classes_of(request, results, modality)
-    labels = [one for one in labels if one in classes]
-    if len(classes) > 1:
-        labels.append(None)
-    rows = []
-    for arm in (Arm.ADAPTIVE, Arm.TUNED):
-        for label in labels:
-            free = dice_of(request, results, modality, Arm.OPEN, label=label)
-            static = dice_of(request, results, modality, Arm.STATIC, label=label)
-            mine = dice_of(request, results, modality, arm, label=label)
-            lost = {seed: free[seed] - static[seed] for seed in free}
-            share = share_of_means(request, results, modality, arm, label=label)
-            theirs = arm is Arm.ADAPTIVE and label is not None
-            note = (
-                f"static DP loses {100 * fmean(lost.values()):.1f} points: no share is stated"
-                if share is None
-                else f"of the means over seeds: {100 * share:.0f} %"
+    learned = learned_classes(request, results, modality)
+    choices = {modality.published_class: (modality.published_class,)}
+    if learned != (modality.published_class,):
+        choices["all that are learned"] = learned
+    known = classes_of(request, results, modality)
+    return [
+        _share(request, results, (modality, arm), name, labels)
+        for arm in (Arm.ADAPTIVE, Arm.TUNED)
+        for name, labels in choices.items()
+        if set(labels) <= set(known)
+    ]
+
+
+def _share(
+    request: Request, results: Results, which: tuple[Modality, Arm], name: str, labels: Sequence[str]
+) -> Row:
+    modality, arm = which
+    theirs = name == modality.published_class
+    values: dict[int, float] = {}
+    if theirs and name not in learned_classes(request, results, modality):
+        note = f"not learned without privacy either: never predicting it gives {_absence(request, results, modality)}"
+    elif not labels:
+        note = "no class is learned without privacy"
+    else:
+        free, static, mine = (
+            dice_of_classes(request, results, modality, one, labels) for one in (Arm.OPEN, Arm.STATIC, arm)
+        )
+        lost = {seed: free[seed] - static[seed] for seed in free}
+        share = share_of_means(request, results, modality, arm, labels)
+        if share is None:
+            note = f"static DP loses {100 * fmean(lost.values()):.1f} points: no share is stated"
+        else:
+            note = f"of the means over seeds: {100 * share:.0f} %" + (
+                "" if theirs else f"; {', '.join(labels)}"
             )
-            rows.append(
-                Row(
-                    name="loss recovered",
-                    where={"modality": modality.name, "arm": arm.value, "class": label or "all"},
-                    values={
-                        seed: 100 * (mine[seed] - static[seed]) / lost[seed]
-                        for seed in free
-                        if share is not None and lost[seed] >= LEAST_LOSS
-                    },
-                    unit="%",
-                    decimals=0,
-                    published=round(published_share(modality)) if theirs else None,
-                    source=SOURCE if theirs else "",
-                    definition=Definition.THEIRS if label is not None else Definition.OURS,
-                    note=note,
-                    group="Share of static DP's loss that is recovered",
-                )
-            )
-    return rows
+            values = {
+                seed: 100 * (mine[seed] - static[seed]) / lost[seed]
+                for seed in free
+                if lost[seed] >= LEAST_LOSS
+            }
+    return Row(
+        name="loss recovered",
+        where={"modality": modality.name, "arm": arm.value, "class": name},
+        values=values,
+        unit="%",
+        decimals=0,
+        published=round(published_share(modality)) if theirs and arm is Arm.ADAPTIVE else None,
+        source=SOURCE if theirs and arm is Arm.ADAPTIVE else "",
+        definition=Definition.THEIRS if theirs else Definition.OURS,
+        note=note,
+        group="Share of static DP's loss that is recovered",
+    )
+
+
+def _absence(request: Request, results: Results, modality: Modality) -> str:
+    return f"{100 * absent_of(request, results, modality, modality.published_class):.0f} % Dice"
 
 
 def _distances(request: Request, results: Results, modality: Modality) -> list[Row]:
@@ -291,6 +347,8 @@ def _tries(request: Request, results: Results, modality: Modality) -> list[Row]:
         return []
     rows = []
     for rule in (*RULES, *PROXY_RULES):
+        if try_job(modality, rule) not in results:
+            continue
         result = results[try_job(modality, rule)]
         rows.append(
             Row(

@@ -20,7 +20,7 @@ _SMALLEST_CLIP = 1e-3
 
 
 def collect(run: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Dice while it was learned, and the clip of every round where it moved."""
+    """Dice while it was learned, the clip of every round where it moved, and how often classes are absent."""
     rows = RunDirectory.open(run).read_metrics()
     curve = [
         {"round": row["round"] + 1, "dice": row["evaluation_only"]["dice"]["mean"]}
@@ -28,7 +28,23 @@ def collect(run: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
         if row["evaluation_only"] is not None
     ]
     clips = [row["clip_norm"] for row in rows if row.get("clip_norm") is not None]
-    return {"curve": curve, "clips": clips, "stopped": summary["stopped"]}
+    return {"curve": curve, "clips": clips, "stopped": summary["stopped"], "absent": _absent(run)}
+
+
+def _absent(run: Path) -> dict[str, float]:
+    """Share of test cases without a class, mean over sites: the Dice of a model that never predicts the class."""
+    from secfl.segmentation.segmentation_task import load_dataset
+
+    config = RunDirectory.open(run).config()
+    dataset = load_dataset(config)
+    sites = [site for name, site in dataset.sites.items() if name not in config.data.public]
+    return {
+        name: float(
+            np.mean([np.mean([not (case.labels == label).any() for case in site.test]) for site in sites])
+        )
+        for label, name in enumerate(dataset.class_names)
+        if label
+    }
 
 
 def measure_public_norms(
