@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secfl.audit.contents import Contents, Origin, take_apart
 from secfl.audit.findings import Finding, from_p_value
 from secfl.audit.opening import boxes_stay_shut, held_values, self_masks
 from secfl.audit.recorded_sums import recorded_sums
@@ -68,6 +69,7 @@ def audit_transcript(recording: Recording, shape: RunShape, *, level: float = RE
         _never_repeats(seen),
         _varies(seen, level=level / 4),
     ]
+    found.append(_accounts(take_apart(recording, shape)))
     found.append(_plaintext(recording, shape))
     if not shape.hides:
         reason = "not run: the scheme states that every update is seen"
@@ -101,6 +103,17 @@ def _structure(seen: Seen) -> Finding:
         flagged=count > 0,
         statistic=f"{count} messages that do not fit{first}",
         power="a field more, or less, in any client's message",
+    )
+
+
+def _accounts(contents: Contents) -> Finding:
+    first = f"; first that does not fit: {contents.unaccounted[0]}" if contents.unaccounted else ""
+    return Finding(
+        name="every byte has a field, the aggregator's too",
+        flagged=bool(contents.unaccounted),
+        statistic=f"{contents.accounted_bytes} of {contents.total_bytes} bytes{first}",
+        power=f"room beside the vectors: {contents.largest(Origin.FRESH)} bytes in one field, "
+        f"{contents.most_fresh()} random-looking bytes a party and round",
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from secfl.audit.contents import Origin, take_apart
 from secfl.audit.recorded_sums import recorded_sums
 from secfl.audit.salted import find_images, salt_pictures
+from secfl.audit.transcript import audit_run_transcript
 from secfl.config import load_config
 from secfl.crypto import masking_dealing
 from secfl.errors import RoundAborted
@@ -36,7 +37,15 @@ PATIENT = {
 CLIENT = {"privacy": {"mode": "client", "epsilon": 8.0, "clip": 1.0, "accept_weak": True}}
 UNLIKE = {"multi_model": {"families": ["cnn", "sequential", "cnn"], "student": "cnn", "student_epochs": 1}}
 AVERAGED = {"multi_model": {"families": ["cnn"] * 3, "student": "cnn", "student_epochs": 1}}
-KINDS = {"no noise": {}, "patient": PATIENT, "client": CLIENT, "unlike": UNLIKE, "averaged": AVERAGED}
+DRIFT = {"training": {"rounds": 1, "local_epochs": 1, "drift": "measured"}}
+KINDS = {
+    "drift": DRIFT,
+    "no noise": {},
+    "patient": PATIENT,
+    "client": CLIENT,
+    "unlike": UNLIKE,
+    "averaged": AVERAGED,
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +90,10 @@ def check(path, salts, *, sums=("update",)):
         finding = find_images(contents, salts, level=1e-6 / len(found))
         assert not finding.flagged, finding.statistic
         assert finding.power.startswith("512 successive pixels")
+    findings = audit_run_transcript(path)
+    assert [one.name for one in findings if one.flagged] == []
+    if len(sums) > 1:
+        assert {one.name.split(": ")[0] for one in findings} == set(sums)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +102,7 @@ def check(path, salts, *, sums=("update",)):
         ("masking", "sum-key", "no noise"),
         ("ckks", "sum-key", "patient"),
         ("plain", "sum-key", "no noise"),
+        pytest.param("masking", "sum-key", "drift", marks=pytest.mark.slow),
         *(
             pytest.param(scheme, key, kind, marks=pytest.mark.slow)
             for scheme, key in (
