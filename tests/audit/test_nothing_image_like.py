@@ -101,7 +101,6 @@ def check(path, salts, *, sums=("update",)):
     [
         ("masking", "sum-key", "no noise"),
         ("ckks", "sum-key", "patient"),
-        ("plain", "sum-key", "no noise"),
         pytest.param("masking", "sum-key", "drift", marks=pytest.mark.slow),
         *(
             pytest.param(scheme, key, kind, marks=pytest.mark.slow)

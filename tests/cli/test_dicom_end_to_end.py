@@ -29,6 +29,7 @@ _SPEC.loader.exec_module(dicom_files)
 CONFIG = """
 clients = 3
 threads = 1
+evaluate_every = 2
 [data]
 source = "{source}"
 test_fraction = 0.5

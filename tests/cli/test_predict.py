@@ -29,6 +29,7 @@ SHAPES = [(31, 27, 9), (29, 33, 11), (33, 30, 8), (27, 29, 13)]
 VOLUMES = """
 clients = 3
 threads = 1
+evaluate_every = 4
 [data]
 source = "{source}"
 windows = [[-160, 240]]
