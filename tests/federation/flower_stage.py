@@ -41,7 +41,8 @@ resume = false
 """
 _COMPONENTS = f"""
 from secfl.federation.flower import coordinator_app, site_app
-server, client = coordinator_app({FACTORY!r}), site_app({FACTORY!r})
+server = coordinator_app({FACTORY!r})
+client = site_app({FACTORY!r})
 """
 
 
