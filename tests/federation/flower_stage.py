@@ -29,8 +29,8 @@ packages = ["."]
 [tool.flwr.app]
 publisher = "secfl"
 [tool.flwr.app.components]
-serverapp = "test_app:server"
-clientapp = "test_app:client"
+serverapp = "carried_app:server"
+clientapp = "carried_app:client"
 [tool.flwr.app.config]
 home = ""
 out = ""
@@ -116,7 +116,7 @@ def deployment(root: Path, settings: str):
     app = root / "app"
     app.mkdir()
     (app / "pyproject.toml").write_text(_APP, encoding="utf-8")
-    (app / "test_app.py").write_text(_COMPONENTS, encoding="utf-8")
+    (app / "carried_app.py").write_text(_COMPONENTS, encoding="utf-8")
     demo.SITES, demo.SETTINGS, demo.APP = SITES, settings, app
     demo.prepare_homes(root)
     demo.certificates(root / "certificates")
