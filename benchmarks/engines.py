@@ -111,8 +111,20 @@ def belongs_to_a_round(message: Any) -> bool:
 
 
 def size(message: Any) -> int:
-    """Bytes of the records of a message."""
-    return sum(record.count_bytes() for record in message.content.values())
+    """Bytes of the values in the records of a message; `count_bytes` of Flower does not take empty lists."""
+    records = message.content.values()
+    return sum(
+        record.count_bytes() if hasattr(record, "to_numpy_ndarrays") else weigh(record) for record in records
+    )
+
+
+def weigh(value: Any) -> int:
+    """Bytes of a value of a record, or of all of them; numbers have eight."""
+    if isinstance(value, bytes | str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(weigh, value))
+    return sum(map(weigh, value.values())) if hasattr(value, "values") else 8
 
 
 @contextmanager
@@ -276,7 +288,7 @@ def secaggplus(*, parameters: int, clients: int, rounds: int) -> dict[str, Any]:
         )
         threshold = 2 * clients // 3 + 1
         DefaultWorkflow(fit_workflow=Timed(num_shares=clients, reconstruction_threshold=threshold))(
-            grid, legacy
+            traffic.through(grid), legacy
         )
         finals.append(legacy.state)
 
