@@ -47,7 +47,7 @@ def settings(folder, scheme, **more):
             "threads": 1,
             "evaluate_every": 1000,
             "data": {"source": str(folder), "public": ["proxy"], "normalization": "zscore"},
-            "model": {"channels": [16, 16, 32, 64]},
+            "model": {"channels": [8, 16, 32, 64]},
             "training": {
                 "rounds": 6,
                 "local_epochs": 4,
