@@ -90,7 +90,9 @@ _KIDNEY: Final = replace(
     seconds=_seconds(10.0, 13.0),
 )
 
-_BRAIN: Final = replace(_SKIN, tuned_clip=0.5, batch_size=4, rounds=8, learning_rate=0.02)
+_BRAIN: Final = replace(
+    _SKIN, patients=160, tuned_clip=0.5, batch_size=4, rounds=5, learning_rate=0.02
+)
 
 _SMALL: Final = {"skin": _SKIN, "kidney": _KIDNEY, "brain": _BRAIN}
 
