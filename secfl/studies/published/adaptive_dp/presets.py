@@ -76,7 +76,7 @@ _SKIN: Final = Size(
     rule=_rule(0.5),
     rounds=8,
     learning_rate=0.01,
-    seconds=_seconds(10.0, 13.0),
+    seconds=_seconds(9.0, 18.0),
 )
 
 _KIDNEY: Final = replace(
@@ -87,11 +87,17 @@ _KIDNEY: Final = replace(
     tuned_clip=0.1,
     batch_size=4,
     rounds=6,
-    seconds=_seconds(10.0, 13.0),
+    seconds=_seconds(7.0, 12.0),
 )
 
 _BRAIN: Final = replace(
-    _SKIN, patients=160, tuned_clip=0.5, batch_size=4, rounds=5, learning_rate=0.02
+    _SKIN,
+    patients=160,
+    tuned_clip=0.5,
+    batch_size=4,
+    rounds=5,
+    learning_rate=0.02,
+    seconds=_seconds(14.0, 24.0),
 )
 
 _SMALL: Final = {"skin": _SKIN, "kidney": _KIDNEY, "brain": _BRAIN}
