@@ -235,6 +235,14 @@ def test_a_class_that_is_not_learned_without_privacy_is_left_out(monkeypatch):
     assert "no class is learned even without privacy" in " ".join(words(TWO, results).conclusions)
 
 
+def test_training_that_has_not_converged_without_privacy_is_said(monkeypatch):
+    results = results_of(monkeypatch, DICE)
+    assert "still gained 40.0 points" in " ".join(words(TWO, results).conclusions)
+    for result in results.values():
+        result["curve"][0]["dice"] = 0.895
+    assert "still gained" not in " ".join(words(TWO, results).conclusions)
+
+
 def test_published_shares_are_the_published_ones():
     assert [round(published_share(one)) for one in MODALITIES] == [96, 69, 53]
 

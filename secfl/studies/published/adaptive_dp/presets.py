@@ -146,7 +146,7 @@ PLANS: Final[Mapping[Preset, Plan]] = MappingProxyType(
             tried=("skin",),
             rules=("quantile", "proxy-clip", "proxy-layers"),
         ),
-        Preset.SMALL: Plan(sizes=_SMALL, tried=tuple(_SMALL)),
+        Preset.SMALL: Plan(sizes=_SMALL, tried=()),
         Preset.PAPER: Plan(
             sizes={name: _paper(size, side=_PAPER_SIDES[name]) for name, size in _SMALL.items()}, tried=()
         ),
