@@ -240,7 +240,11 @@ def test_training_that_has_not_converged_without_privacy_is_said(monkeypatch):
     assert "still gained 40.0 points" in " ".join(words(TWO, results).conclusions)
     for result in results.values():
         result["curve"][0]["dice"] = 0.895
-    assert "still gained" not in " ".join(words(TWO, results).conclusions)
+    said = " ".join(words(TWO, results).conclusions)
+    assert "still gained" not in said
+    assert "too few passes" not in said
+    results = results_of(monkeypatch, DICE | {Arm.ADAPTIVE: (0.95, 0.9)})
+    assert "too few passes" in " ".join(words(TWO, results).conclusions)
 
 
 def test_published_shares_are_the_published_ones():

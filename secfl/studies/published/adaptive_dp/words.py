@@ -232,6 +232,11 @@ def _of_modality(request: Request, results: Results, modality: Modality) -> Iter
                 "So the loss does not lie in the clip: what is left is the noise itself in so few steps, and no "
                 "rule for the clip takes it away."
             )
+    if max(adaptive, tuned) > free:
+        yield (
+            "A private arm ends above the arm without privacy, so that one had too few passes to learn all that can be "
+            "learned; shares are too high."
+        )
     yield from _still_learning(request, results, modality)
     yield (
         f"The paper reading ends at {paper:.1f} % and is not private."
