@@ -83,5 +83,6 @@ def _rivals(figure: Any, rows: Sequence[Row], phases: Sequence[Phase]) -> None:
         axis.set_xticks(range(len(found)), names, rotation=60, ha="right")
         axis.set_title(f"phase {where(phase)['phase']}")
         axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
     axes[0].set_ylabel("Dice on all test images")
     axes[0].set_ylim(0, 1)

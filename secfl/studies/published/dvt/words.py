@@ -56,8 +56,9 @@ def prose(request: Request, rows: Sequence[Row], results: Results) -> Prose:
             ),
             (
                 "- Models trained alone take as many passes over their images as in the federation, and are judged on "
-                "the test images of all clients together, as the student is. The pooled model breaks the rule that "
-                "images stay where they are; it marks what is lost."
+                "the test images of all clients together, as the student is. They never see the proxy images, from "
+                "which alone the student learns. The pooled model breaks the rule that images stay where they are; it "
+                "marks what is lost."
             ),
             "- No differential privacy: mean maps are opened without noise, and the ledger says so.",
         ),
@@ -146,9 +147,9 @@ def _trend(rows: Sequence[Row]) -> str:
         word = {"up and down": "traffic"}.get(name, name)
         text = f"{word} {first:.{decimals}f} to {last:.{decimals}f}{unit}"
         if name == "validation loss":
-            change = 100 * (1 - last / first)
-            half = "by more than half" if change > 50 else "not by half"
-            text += f" ({'falling ' + half if change > 0 else 'rising'}: {change:.0f} % less)"
+            change = 100 * (last / first - 1)
+            word = f"{'rising' if change > 0 else 'falling'} by {abs(change):.0f} %"
+            text += f" ({word}{'' if change <= -50 else ', so not by half'})"
         told = [row.published for row in found if row.published is not None]
         said.append(f"{text}; published {told[0]:g} to {told[-1]:g}" if len(told) > 1 else text)
     return "From the first to the last phase: " + ". ".join(said) + "."
