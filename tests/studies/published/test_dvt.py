@@ -194,6 +194,13 @@ class TestConclusions:
         runs = {0: run(0.5, {"a": 0.1, "b": 0.45, "c": 0.2})}
         assert tables.margins(runs) == {0: pytest.approx(0.05)}
 
+    def test_models_that_learned_too_little_are_counted(self):
+        asked = request(Preset.SMALL)
+        weak = {"phase-1-seed-0-masking": run(0.9, {"a": 0.1, "b": 0.4, "c": 0.7})}
+        assert "2 of 3 models trained alone stay below" in words._weak_models(asked, weak, PHASES[:1])
+        strong = {"phase-1-seed-0-masking": run(0.9, {"a": 0.6, "b": 0.8, "c": 0.7})}
+        assert "Every model trained alone reaches" in words._weak_models(asked, strong, PHASES[:1])
+
     def test_students_that_differ_between_schemes_are_called_a_flaw(self):
         asked = request(Preset.SMALL)
         one = run(0.9, {"a": 0.1, "b": 0.1, "c": 0.1})

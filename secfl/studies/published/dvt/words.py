@@ -12,6 +12,8 @@ from secfl.studies.published.interface import Prose, Request, Results, Row
 
 __all__ = ["prose"]
 
+_WEAK = 0.5
+
 
 def prose(request: Request, rows: Sequence[Row], results: Results) -> Prose:
     """Of the whole study."""
@@ -108,7 +110,7 @@ def _conclusions(
     lines = [_against_rivals(request, results, phase) for phase in phases]
     if len(phases) > 1:
         lines.append(_trend(rows))
-    lines.append(_agreement(request, results, phases))
+    lines += [_agreement(request, results, phases), _weak_models(request, results, phases)]
     return ("\n".join(f"- {line}" for line in lines),)
 
 
@@ -128,6 +130,23 @@ def _against_rivals(request: Request, results: Results, phase: Phase) -> str:
     return (
         f"Phase {phase.number}: {verdict}: Dice {student:.3f}, the best of those {best:.3f}, pooled {pooled:.3f}; "
         f"margin {min(found.values()):+.3f} to {max(found.values()):+.3f} over seeds."
+    )
+
+
+def _weak_models(request: Request, results: Results, phases: Sequence[Phase]) -> str:
+    """A consensus is no better than those who make it."""
+    alone = [
+        dice
+        for phase in phases
+        for run in runs_of(request, results, phase).values()
+        for dice in run["evaluation"]["union"]["local"].values()
+    ]
+    weak = sum(dice < _WEAK for dice in alone)
+    if not weak:
+        return f"Every model trained alone reaches a Dice of {_WEAK}."
+    return (
+        f"{weak} of {len(alone)} models trained alone stay below a Dice of {_WEAK}: for them the training is too short "
+        "or the images are too few, and their maps weigh down the consensus."
     )
 
 
