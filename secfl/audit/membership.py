@@ -105,10 +105,11 @@ def segmentation_losses(task: Any, state: Any) -> tuple[NDArray[np.float64], NDA
     data = task._dataset  # noqa: SLF001 - an audit looks at the data that the task holds
     found: list[list[float]] = [[], []]
     for site in task.sites:
+        names, whole = data.names_at(site), task._whole(state, site)  # noqa: SLF001 - the model as it is evaluated
         for place, cases in enumerate((data.sites[site].train, data.sites[site].test)):
-            predictions = task._predict(cases, state)  # noqa: SLF001 - the same prediction as in evaluation
+            predictions = task._predict(cases, whole, site)  # noqa: SLF001 - the same prediction as in evaluation
             found[place] += [
-                1 - measure([case], [prediction], class_names=data.class_names).dice
+                1 - measure([case], [prediction], class_names=names).dice
                 for case, prediction in zip(cases, predictions, strict=True)
             ]
     return np.array(found[0]), np.array(found[1])

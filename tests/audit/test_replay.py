@@ -66,12 +66,22 @@ def terms_of(task, parameters):
     return run_terms(load_config(None, {"privacy": PRIVATE}), task, parameters=parameters, threshold=3)
 
 
+def sensitivity_of(finding):
+    return float(finding.statistic.split()[2].rstrip(","))
+
+
 class TestOurClientStep:
     def test_it_keeps_its_sensitivity(self):
         task = LinearTask(features=30)
         found = replay_patient_step(task, terms_of(task, 31), patients=(0, 5, 39))
         assert len(found) == 5
         assert not any(one.flagged for one in found), found
+        # The worst gradients use the whole sensitivity, so they did reach the step; NaN counts as nothing.
+        measured = {one.name.rpartition("against ")[2]: sensitivity_of(one) for one in found}
+        planned = float(found[0].statistic.split()[-1])
+        assert measured["a gradient of 1e6 clips"] > 0.9 * planned
+        assert measured["the opposite gradient, 1e6 times"] > 0.9 * planned
+        assert measured["NaN"] == 0
 
     def test_a_gradient_that_depends_on_other_patients_is_refuted(self):
         task = MixingTask(features=30)
@@ -129,7 +139,7 @@ class TestOurRound:
         found = replay_patient_round(task, round_terms(task, 31), patients=(0, 5))
         assert len(found) == 6
         assert not any(one.flagged for one in found), found
-        measured = [float(one.statistic.split()[2].rstrip(",")) for one in found[:-1]]
+        measured = [sensitivity_of(one) for one in found[:-1]]
         planned = float(found[0].statistic.split()[-1])
         assert max(measured) > 0.9 * planned
 
