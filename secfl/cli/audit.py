@@ -223,7 +223,7 @@ def replay(
 ) -> None:
     """Measure what one patient changes in a site's step, through loaders, model, clip, grid and noise.
 
-    Every family with both normalisations and both schedules, and a folder of images with and without a patient.
+    Every family with both normalisations and under both schedules, and a folder of images with and without a patient.
     """
     from secfl.audit.family_replay import replay_family, replay_folder
     from secfl.segmentation.models.registry import check_family, families

@@ -113,7 +113,7 @@ class TestOurClientStep:
     @pytest.mark.parametrize("family", families())
     def test_every_model_family_keeps_its_sensitivity(self, family):
         found = replay_family(family, size=32)
-        assert len(found) == 2 * (7 + 7)
+        assert len(found) == 3 * 7
         assert [one for one in found if one.flagged] == []
 
     @pytest.mark.slow
