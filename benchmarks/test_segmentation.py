@@ -229,7 +229,9 @@ FORMATS = {
 def test_loading(benchmark, note, tmp_path, kind, cached):
     """A folder from its files to what is trained on; cached, the prepared images are mapped."""
     count = FORMATS[kind](tmp_path / "data")
-    data = {"source": str(tmp_path / "data")} | ({"cache": str(tmp_path / "cache")} if cached else {})
+    data = {"source": str(tmp_path / "data"), "normalization": "zscore"} | (
+        {"cache": str(tmp_path / "cache")} if cached else {}
+    )
     config = load_config(None, {"data": data})
 
     def load():
