@@ -228,10 +228,7 @@ def _of_modality(request: Request, results: Results, modality: Modality) -> Iter
             "the share over knowing a good clip beforehand."
         )
         if share < TARGET and other < TARGET:
-            yield (
-                "So the loss does not lie in the clip: what is left is the noise itself in so few steps, and no "
-                "rule for the clip takes it away."
-            )
+            yield "A good fixed clip misses the target, too: most of what is left does not lie in the clip."
     if max(adaptive, tuned) > free:
         yield (
             "A private arm ends above the arm without privacy, so that one had too few passes to learn all that can be "
