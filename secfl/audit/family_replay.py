@@ -29,6 +29,7 @@ __all__ = ["replay_family", "replay_folder"]
 
 _THRESHOLD = 3
 _LOCAL_STEPS = 3
+_PATIENTS = 10
 _CHANNELS = (4, 4, 8)
 
 
@@ -96,6 +97,7 @@ def _settings(family: str, normalization: str, schedule: str, data: dict[str, ob
                 "noise_multiplier": 1.0,
                 "accept_weak": True,
                 "physical_batch": 4,
+                "nominal_patients": _PATIENTS,
                 **local,
             },
         },
