@@ -91,9 +91,8 @@ SIZES: Mapping[Preset, Size] = MappingProxyType(
             training={"rounds": 2, "local_epochs": 8, "batch_size": 2, "learning_rate": 4e-3},
             multi_model={"distill_epochs": 1, "student_epochs": 6, "sharpen": 4.0},
             channels=(8, 16, 32),
-            compared=(1, 2),
             seconds=(40.0, 75.0, 130.0),
-            compared_share=0.6,
+            compared_share=0.55,
         ),
         Preset.PAPER: Size(
             share=1.0,
