@@ -98,8 +98,8 @@ def check_training(
         and training.local_parameters != "none",
         "drift: the mean of squared norms needs equal weights": training.drift != "off"
         and training.weighting is not Weighting.EQUAL,
-        "local_parameters: sites in processes of their own would lose them between runs; expected --engine "
-        "inprocess": engine is not Engine.INPROCESS and training.local_parameters != "none",
+        "local_parameters: expected --engine inprocess or multiprocess": engine is Engine.FLOWER
+        and training.local_parameters != "none",
         "local_parameters: --dp patient sums gradients of the whole model; expected none": patient
         and training.local_parameters != "none",
         "stages: --dp patient sums gradients of the whole model; expected none": patient

@@ -8,7 +8,7 @@ from typing import Any
 
 from secfl.federation.checkpoint import Checkpoint, load, store
 from secfl.federation.rundir import RunDirectory
-from secfl.segmentation.task import DescribedTask, OwnClassesTask, SiteMetrics, State, Task
+from secfl.segmentation.task import DescribedTask, MeasuringTask, OwnClassesTask, SiteMetrics, State, Task
 
 __all__ = ["by_class", "by_site", "describe", "evaluate", "references", "write_previews"]
 
@@ -17,13 +17,19 @@ _SMALLER_IS_BETTER = frozenset({"hd95"})
 
 
 def evaluate(task: Task, state: State) -> dict[str, SiteMetrics]:
-    """Metrics of one model on every site's test images."""
+    """Metrics of one model on every site's test images; none where this process cannot measure."""
+    if not _measures(task):
+        return {}
     return {site: task.evaluate(site, state) for site in task.sites}
+
+
+def _measures(task: Task) -> bool:
+    return not isinstance(task, MeasuringTask) or task.measures
 
 
 def describe(task: Task) -> list[str]:
     """How unlike the sites are, in a sentence; nothing where the task cannot tell."""
-    if not isinstance(task, DescribedTask):
+    if not isinstance(task, DescribedTask) or not _measures(task):
         return []
     figures = ", ".join(f"{name} {value:.3f}" for name, value in task.heterogeneity().items())
     return [f"heterogeneity of the sites (0 alike, 1 nothing in common; simulation only): {figures}"]
@@ -88,7 +94,7 @@ def references(
 
 def write_previews(task: Task, run: RunDirectory, state: State) -> list[Path]:
     """A few pictures per site: image, truth, prediction."""
-    for site in task.sites:
+    for site in task.sites if _measures(task) else ():
         for number, preview in enumerate(task.previews(site, state)[:_PREVIEWS_PER_SITE]):
             run.write_preview(preview, number=number)
     return sorted((run.root / "previews").glob("*.png"))

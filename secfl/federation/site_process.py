@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         token = bytes.fromhex(sys.stdin.readline().strip())
         run = RunDirectory.open(given.run)
-        task = make_task(run.config(), given.task)
+        task = make_task(run.config(), given.task, site=given.site)
         agent = _when_free(
             lambda: simulated_agent(run, given.site, run_id=bytes.fromhex(given.run_id), task=lambda: task)
         )

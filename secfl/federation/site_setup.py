@@ -10,6 +10,7 @@ from secfl.crypto.identity import Directory, Identity
 from secfl.errors import ConfigError
 from secfl.federation.budgets import fitting_terms, run_budget
 from secfl.federation.guard import Agreement, Guard, WithoutLimit
+from secfl.federation.personal import KeepingTrainer
 from secfl.federation.policy import load_policy
 from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
@@ -18,7 +19,7 @@ from secfl.federation.site_agent import LocalTraining, Reports, SiteAgent, SiteT
 from secfl.federation.state import count_parameters
 from secfl.federation.work import local_work
 from secfl.randomness import SystemRng
-from secfl.segmentation.task import Task
+from secfl.segmentation.task import PersonalTask, Task
 from secfl.types import client_id
 
 __all__ = ["SITES_FOLDER", "make_agent", "simulated_agent", "site_guard"]
@@ -55,7 +56,10 @@ def make_agent(
         learned = task()
         layout = learned.initial_state()
         terms = fitting_terms(config, learned, parameters=count_parameters(layout), threshold=threshold)
-        work = local_work(identity.name, config=config, task=learned, terms=terms)
+        trainer = None
+        if config.training.local_parameters != "none" and isinstance(learned, PersonalTask):
+            trainer = KeepingTrainer(learned, folder / "own", config_digest=config.digest().hex())
+        work = local_work(identity.name, config=config, task=learned, terms=terms, trainer=trainer)
         return LocalTraining(
             round_terms=terms.round_terms,
             layout=layout,

@@ -13,20 +13,25 @@ from secfl.federation.local_work import LocalWork, PatientStep, TrainAndClip
 from secfl.federation.privacy import RunTerms, expected_batch, percentile_laplace
 from secfl.federation.server_optimizer import server_optimizer
 from secfl.randomness import ExperimentSeed, InsecureSeededRng, Rng, SystemRng
-from secfl.segmentation.task import PatientTask, Task
+from secfl.segmentation.task import PatientTask, Task, Trainer
 from secfl.types import ClientId, Update
 
 __all__ = ["local_work", "make_task"]
 
 
-def local_work(name: ClientId, *, config: RunConfig, task: Task, terms: RunTerms) -> LocalWork:
-    """Patient by patient, or a round of training, with noise from the system or (for tests) from a seed."""
+def local_work(
+    name: ClientId, *, config: RunConfig, task: Task, terms: RunTerms, trainer: Trainer | None = None
+) -> LocalWork:
+    """Patient by patient, or a round of training, with noise from the system or (for tests) from a seed.
+
+    ``trainer`` trains in place of the task where a site keeps something between rounds.
+    """
     privacy = config.privacy
     seed = privacy.insecure_test_noise
     source: Rng = SystemRng() if seed is None else InsecureSeededRng(seed)
     if privacy.mode is not DpMode.PATIENT:
         return TrainAndClip(
-            name, task=task, terms=terms.round_terms, noise_rng=source, baseline=_baseline(config)
+            name, task=trainer or task, terms=terms.round_terms, noise_rng=source, baseline=_baseline(config)
         )
     assert isinstance(task, PatientTask)
     if privacy.schedule is DpSchedule.STEP:
@@ -59,8 +64,13 @@ def _baseline(config: RunConfig) -> Callable[[Update, str], Update] | None:
     return apply
 
 
-def make_task(config: RunConfig, factory: str | None) -> Task:
+def make_task(config: RunConfig, factory: str | None, *, site: str | None = None) -> Task:
     """The task of a configuration, or what ``module:factory`` makes of it.
+
+    Args:
+        config: The run.
+        factory: ``module:function``; ``None`` for segmentation.
+        site: The site whose process this is; ``None`` for whoever coordinates, or holds all.
 
     Raises:
         ConfigError: There is no such factory.
@@ -68,7 +78,7 @@ def make_task(config: RunConfig, factory: str | None) -> Task:
     if factory is None:
         from secfl.segmentation.segmentation_task import build_task
 
-        return build_task(config)
+        return build_task(config, site=site)
     module, _, name = factory.partition(":")
     try:
         made: Task = getattr(importlib.import_module(module), name)(config)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from secfl.config import DpMode, RunConfig
+from secfl.config import DpMode, Engine, RunConfig, TrainingConfig
 from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed
-from secfl.segmentation.data.cases import Case, Dataset
+from secfl.segmentation.data.cases import Case, Dataset, Truth
 from secfl.segmentation.data.loading import load_dataset, reading_of
 from secfl.segmentation.data.public import split_public
 from secfl.segmentation.digests import code_digest, settings_bytes
@@ -27,26 +28,44 @@ if TYPE_CHECKING:
 
     from secfl.segmentation.augmentation import Sample
     from secfl.segmentation.patient_gradients import Method
+    from secfl.segmentation.training import Span
 
-__all__ = ["SegmentationTask", "build_task", "load_dataset", "reading_of"]
+__all__ = ["Learned", "SegmentationTask", "build_task", "load_dataset", "reading_of"]
 
 _PREVIEWS_PER_SITE = 3
 
 
-def build_task(config: RunConfig) -> Task:
+class Learned(StrEnum):
+    """Which part of a model a site goes on to train by itself."""
+
+    HEAD = "head"
+    ALL = "all"
+
+
+def build_task(config: RunConfig, *, site: str | None = None) -> Task:
     """Read all data and check it, and check that the model can be built. Nothing is written.
+
+    The process that coordinates sites with parameters of their own in other processes reads no masks: whole models are
+    at the sites alone.
+
+    Args:
+        config: The run.
+        site: The site whose process this is; ``None`` for whoever coordinates, or holds all.
 
     Raises:
         ConfigError: An unknown model, a device that is not there, or another number of clients than sites.
         DataError: An input file that cannot be used; the message names it.
     """
     check_family(config.model.name)
-    dataset, public = split_public(load_dataset(config), config.data.public)
+    coordinates = site is None and config.engine is Engine.MULTIPROCESS
+    blind = coordinates and config.training.local_parameters != "none"
+    truth = Truth.ELSEWHERE if blind else Truth.HERE
+    dataset, public = split_public(load_dataset(config, truth=truth), config.data.public)
     if config.training.objective == "masked-images":
         from secfl.segmentation.pretraining import PretrainingTask
 
         return PretrainingTask(config, dataset)
-    return SegmentationTask(config, dataset, public=public)
+    return SegmentationTask(config, dataset, public=public, truth=truth)
 
 
 class SegmentationTask:
@@ -56,9 +75,17 @@ class SegmentationTask:
         config: The run.
         dataset: Every site's cases; they stay here.
         public: Cases that belong to nobody in the federation.
+        truth: Whether this process has the labels.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, *, public: Sequence[Case] = ()) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        *,
+        public: Sequence[Case] = (),
+        truth: Truth = Truth.HERE,
+    ) -> None:
         from secfl.segmentation.models.checking import check_model
         from secfl.segmentation.models.parts import local_names
         from secfl.segmentation.personal import PersonalStates
@@ -68,6 +95,7 @@ class SegmentationTask:
         self._dataset = dataset
         self._seed = ExperimentSeed(config.seed)
         self._public = tuple(public)
+        self._truth = truth
         self._device: torch.device = resolve_device(config.training.device, config.training.precision)
         if not dataset.classes_are_common and config.training.local_parameters != "head":
             raise ConfigError(
@@ -111,6 +139,11 @@ class SegmentationTask:
             spatial_dims=self._dataset.spatial_dims,
             names_by_site={} if self.classes_are_common else self._names_by_site(),
         )
+
+    @property
+    def measures(self) -> bool:
+        """Whether this process has labels, and whole models, to measure on."""
+        return self._truth is Truth.HERE
 
     @property
     def classes_are_common(self) -> bool:
@@ -182,14 +215,19 @@ class SegmentationTask:
 
     def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
         """Train ``local_epochs`` epochs from ``state`` on one site's training images."""
+        from secfl.segmentation.training import Span
+
         settings = self._config.training
         trained, loss = self._train(
             [site],
             self._personal.at_start(site, state, round_index=round_index),
+            settings=settings,
             round_index=round_index,
-            first=round_index * settings.local_epochs,
-            epochs=settings.local_epochs,
-            total=settings.rounds * settings.local_epochs,
+            span=Span(
+                first=round_index * settings.local_epochs,
+                epochs=settings.local_epochs,
+                total=settings.rounds * settings.local_epochs,
+            ),
             label=f"train/{site}/{round_index}",
         )
         shared = self._personal.keep(site, trained)
@@ -215,16 +253,40 @@ class SegmentationTask:
             )
         epochs = rounds * self._config.training.local_epochs
         label = "reference/" + "/".join(sorted(sites))
-        trained, _ = self._train(
-            sorted(sites),
-            self._initial(min(sites)),
-            round_index=None,
-            first=0,
-            epochs=epochs,
-            total=epochs,
-            label=label,
+        return self._alone(sorted(sites), self._initial(min(sites)), epochs=epochs, changes={}, label=label)
+
+    def adapt(
+        self, site: str, state: State, *, epochs: int, learned: Learned, learning_rate: float | None = None
+    ) -> State:
+        """Train a model further on one site alone, in one go with a schedule of its own.
+
+        Args:
+            site: Whose training images.
+            state: A whole model, or what is shared of one, completed by the site's own part.
+            epochs: Passes over the images.
+            learned: The head alone (a linear probe, since it is one layer), or everything.
+            learning_rate: Its peak; ``None`` for that of the configuration.
+
+        Returns:
+            The whole model. The site's own part, as `personal_state` gives it, stays as it was.
+        """
+        changes: dict[str, Any] = {"stages": (1,)} if learned is Learned.HEAD else {}
+        if learning_rate is not None:
+            changes["learning_rate"] = learning_rate
+        whole = self._whole(state, site)
+        return self._alone(
+            [site], whole, epochs=epochs, changes=changes, label=f"adapt/{learned.value}/{site}"
         )
-        return trained
+
+    def _alone(
+        self, sites: Sequence[str], state: State, *, epochs: int, changes: Mapping[str, Any], label: str
+    ) -> State:
+        """Train without a federation: no stages, unless asked for, and nothing to be pulled back to."""
+        from secfl.segmentation.training import Span
+
+        settings = self._config.training.model_copy(update={"proximal": 0.0, "stages": (), **changes})
+        span = Span(first=0, epochs=epochs, total=epochs)
+        return self._train(sites, state, settings=settings, round_index=0, span=span, label=label)[0]
 
     def patients(self, site: str) -> int:
         """Training patients of a site."""
@@ -321,32 +383,27 @@ class SegmentationTask:
         sites: Sequence[str],
         state: State,
         *,
-        round_index: int | None,
-        first: int,
-        epochs: int,
-        total: int,
+        settings: TrainingConfig,
+        round_index: int,
+        span: Span,
         label: str,
     ) -> tuple[State, float]:
-        """Train on the sites' images together; a reference has no round, no stages and no proximal term."""
+        """Train on the sites' images together."""
         from secfl.segmentation.models.parts import freeze_for_stage
         from secfl.segmentation.models.state import state_of
-        from secfl.segmentation.training import Span, deterministic, samples_of, train_span
+        from secfl.segmentation.training import deterministic, samples_of, train_span
 
         for site in sites:
             if site not in self._samples:
                 self._samples[site] = samples_of(self._dataset.sites[site].train)
         with deterministic(self._config.threads):
             model = self._model(state, sites[0])
-            settings = self._config.training
-            if round_index is None:
-                settings = settings.model_copy(update={"proximal": 0.0})
-            else:
-                freeze_for_stage(model, self._spec, stages=settings.stages, round_index=round_index)
+            freeze_for_stage(model, self._spec, stages=settings.stages, round_index=round_index)
             loss = train_span(
                 model,
                 [sample for site in sites for sample in self._samples[site]],
                 settings=settings,
-                span=Span(first=first, epochs=epochs, total=total),
+                span=span,
                 multiple=self._spec.multiple,
                 seed=self._seed.derive(label),
             )

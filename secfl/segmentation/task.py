@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 __all__ = [
     "DescribedTask",
     "LocalResult",
+    "MeasuringTask",
     "ModelInputs",
     "OwnClassesTask",
     "PatientTask",
@@ -209,6 +210,16 @@ class PublicTask(Task, Protocol):
 
     def public_score(self, state: State) -> float | None:
         """Mean Dice of a model on the public images; ``None`` where there are none."""
+        ...
+
+
+@runtime_checkable
+class MeasuringTask(Task, Protocol):
+    """A task that knows whether it can measure: some processes have neither all heads nor labels."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether `Task.evaluate` and `Task.previews` mean anything here."""
         ...
 
 

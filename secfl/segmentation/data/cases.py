@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import MappingProxyType
 
 import numpy as np
@@ -15,7 +16,15 @@ from numpy.typing import NDArray
 
 from secfl.errors import DataError
 
-__all__ = ["Case", "Dataset", "SiteData"]
+__all__ = ["Case", "Dataset", "SiteData", "Truth"]
+
+
+class Truth(StrEnum):
+    """Where the labels are that a process may look at."""
+
+    HERE = "here"
+    ELSEWHERE = "elsewhere"
+    """No mask is opened, and every label is 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from secfl.config import DataConfig, RunConfig
 from secfl.errors import ConfigError, DataError
 from secfl.randomness import ExperimentSeed
-from secfl.segmentation.data.cases import Case, Dataset, SiteData
+from secfl.segmentation.data.cases import Case, Dataset, SiteData, Truth
 from secfl.segmentation.data.public import rename_last
 
 if TYPE_CHECKING:
@@ -22,11 +22,15 @@ __all__ = ["load_dataset", "reading_of"]
 _PHANTOM_SITES = 3
 
 
-def load_dataset(config: RunConfig) -> Dataset:
+def load_dataset(config: RunConfig, *, truth: Truth = Truth.HERE) -> Dataset:
     """Read or generate the data that the configuration names.
 
     Masks are left unread where nothing is learned from labels: of all sites under ``masked-images``, and of public
     ones that are the proxy set of several families.
+
+    Args:
+        config: The run.
+        truth: Whether this process may look at masks at all.
 
     Raises:
         ConfigError: Another number of clients than sites.
@@ -34,7 +38,7 @@ def load_dataset(config: RunConfig) -> Dataset:
     """
     data, seed = config.data, ExperimentSeed(config.seed)
     if data.sites:
-        dataset = _own_data(config, seed)
+        dataset = _own_data(config, seed, truth)
     elif data.is_phantom:
         clients = config.clients or _PHANTOM_SITES
         return rename_last(_phantom(data, seed, sites=clients + len(data.public)), data.public)
@@ -47,7 +51,7 @@ def load_dataset(config: RunConfig) -> Dataset:
                 test_fraction=data.test_fraction,
                 seed=seed,
                 reading=reading_of(data),
-                masks=lambda site: _masks(config, site),
+                masks=lambda site: _masks(config, site, truth),
             ),
             data,
         )
@@ -98,14 +102,15 @@ def _phantom(data: DataConfig, seed: ExperimentSeed, *, sites: int) -> Dataset:
     return _as_asked(made, data)
 
 
-def _masks(config: RunConfig, site: str) -> Masks:
+def _masks(config: RunConfig, site: str, truth: Truth) -> Masks:
     from secfl.segmentation.data.folder import Masks
 
     proxy = bool(config.multi_model.families) and site in config.data.public
-    return Masks.UNREAD if proxy or config.training.objective == "masked-images" else Masks.READ
+    unlabelled = proxy or config.training.objective == "masked-images"
+    return Masks.UNREAD if unlabelled or truth is Truth.ELSEWHERE else Masks.READ
 
 
-def _own_data(config: RunConfig, seed: ExperimentSeed) -> Dataset:
+def _own_data(config: RunConfig, seed: ExperimentSeed, truth: Truth) -> Dataset:
     """Every site's own data; a site's phantom does not depend on which other sites there are."""
     data = config.data
     found: dict[str, Dataset] = {}
@@ -122,7 +127,7 @@ def _own_data(config: RunConfig, seed: ExperimentSeed) -> Dataset:
                 test_fraction=own.test_fraction,
                 seed=seed,
                 reading=reading_of(own),
-                masks=_masks(config, name),
+                masks=_masks(config, name, truth),
             )
             made = _as_asked(made, own)
         (site,) = made.sites.values()

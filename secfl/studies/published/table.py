@@ -38,6 +38,10 @@ STUDIES: Mapping[str, Entry] = MappingProxyType(
             "secfl.studies.published.dvt:STUDY",
             "Veins of the leg by unlike models: phases of 3, 5 and 7 clients, one global student.",
         ),
+        "universal": Entry(
+            "secfl.studies.published.universal:STUDY",
+            "One backbone for eight unlike tasks, heads at home: MedUniverse, against no federation.",
+        ),
         "adaptive-dp": Entry(
             "secfl.studies.published.adaptive_dp:STUDY",
             "ADP-FL: static and adaptive DP at equal ε in dermoscopy, kidney CT and brain MRI.",
