@@ -21,6 +21,7 @@ class Comparison:
     Attributes:
         pairs: How many.
         better: In how many the first arm is better.
+        equal: In how many both are the same.
         mean: Mean difference, first arm less second.
         median: Median difference.
         p: Two-sided, of Wilcoxon's signed-rank test: that differences lie around 0.
@@ -29,6 +30,7 @@ class Comparison:
 
     pairs: int
     better: int
+    equal: int
     mean: float
     median: float
     p: float
@@ -45,7 +47,7 @@ class Comparison:
         """For a table."""
         return (
             f"{self.verdict}: Wilcoxon p = {self.p:.2g} over {self.pairs} pairs, rank-biserial r = {self.effect:.2f}, "
-            f"better in {self.better}, median {self.median:+.3f}"
+            f"better in {self.better}, equal in {self.equal}, median {self.median:+.3f}"
         )
 
 
@@ -62,13 +64,16 @@ def compare(first: Mapping[Pair, float], second: Mapping[Pair, float]) -> Compar
     differences = [first[pair] - second[pair] for pair in sorted(first)]
     unequal = [value for value in differences if value]
     if not unequal:
-        return Comparison(pairs=len(differences), better=0, mean=0.0, median=0.0, p=1.0, effect=0.0)
+        return Comparison(
+            pairs=len(differences), better=0, equal=len(differences), mean=0.0, median=0.0, p=1.0, effect=0.0
+        )
     ranks = rankdata([abs(value) for value in unequal])
     up = sum(rank for rank, value in zip(ranks, unequal, strict=True) if value > 0)
     down = sum(rank for rank, value in zip(ranks, unequal, strict=True) if value < 0)
     return Comparison(
         pairs=len(differences),
         better=sum(value > 0 for value in differences),
+        equal=len(differences) - len(unequal),
         mean=fmean(differences),
         median=median(differences),
         p=float(wilcoxon(unequal).pvalue),
