@@ -107,6 +107,6 @@ def _conclusions(request: Request, results: Results) -> tuple[str, ...]:
 def _sentence(one: Comparison) -> str:
     return (
         f"Dice with the federated backbone less Dice without federation is {one.mean:+.3f} in the mean "
-        f"(median {one.median:+.3f}), better in {one.better} and equal in {one.equal} of {one.pairs} pairs; p = {one.p:.2g}, "
-        f"rank-biserial r = {one.effect:.2f}."
+        f"(median {one.median:+.3f}), better in {one.better} and equal in {one.equal} of {one.pairs} pairs; "
+        f"p = {one.p:.2g}, rank-biserial r = {one.effect:.2f}."
     )
