@@ -39,4 +39,5 @@ def _draw(figure: Any, request: Request, results: Results) -> None:
         panel.set_xlim(0, 1)
         panel.set_xlabel("Dice")
     panels[0].invert_yaxis()
-    panels[0].legend(loc="lower right", fontsize=8, title="backbone")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, title="backbone")
