@@ -46,8 +46,8 @@ class SkewName(Enum):
 def _reading(config: Path | None, folder: Path) -> tuple[Reading, float]:
     from secfl.segmentation.segmentation_task import reading_of
 
-    data = load_config(config, {"data": {"source": str(folder)}}).data
-    return reading_of(data), data.test_fraction
+    settings = load_config(config, {"data": {"source": str(folder)}})
+    return reading_of(settings.data, settings.privacy.mode), settings.data.test_fraction
 
 
 @app.command("check")

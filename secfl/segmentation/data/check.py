@@ -20,7 +20,7 @@ from secfl.errors import DataError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.folder import Reading, SiteFiles, assign_patients, site_folders
 from secfl.segmentation.data.scan import Scan, shape_text
-from secfl.segmentation.data.splits import draw_split, read_splits
+from secfl.segmentation.data.splits import SplitRule, draw_split, read_splits
 
 __all__ = ["DataReport", "Duplicate", "SiteReport", "check_folder"]
 
@@ -146,7 +146,9 @@ def check_folder(
         patients = assign_patients(root, files)
     except DataError as error:
         problems.append(str(error))
-    parts = _parts(root, files, patients, problems, test_fraction=test_fraction, seed=seed)
+    parts = _parts(
+        root, files, patients, problems, test_fraction=test_fraction, seed=seed, rule=reading.split
+    )
     found: dict[str, list[str]] = {}
     kinds: dict[str, list[str]] = {}
     sites = {}
@@ -169,6 +171,7 @@ def _parts(
     *,
     test_fraction: float,
     seed: ExperimentSeed,
+    rule: SplitRule,
 ) -> Mapping[str, str]:
     """``<site>/<stem>`` -> ``train`` or ``test``."""
     parts: dict[str, str] = {}
@@ -180,7 +183,7 @@ def _parts(
     for name in files:
         try:
             split = given.get(name) or draw_split(
-                patients[name], test_fraction=test_fraction, seed=seed, site=name
+                patients[name], test_fraction=test_fraction, seed=seed, site=name, rule=rule
             )
         except DataError as error:
             problems.append(str(error))

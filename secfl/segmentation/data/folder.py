@@ -26,7 +26,7 @@ from secfl.segmentation.data.labels import LabelMap
 from secfl.segmentation.data.preparation import Recipe
 from secfl.segmentation.data.scan import Scan
 from secfl.segmentation.data.sources import KINDS, files_by_stem, read_labels, read_scan
-from secfl.segmentation.data.splits import Split, draw_split, read_patients, read_splits
+from secfl.segmentation.data.splits import Split, SplitRule, draw_split, read_patients, read_splits
 from secfl.types import client_id
 
 __all__ = [
@@ -68,11 +68,13 @@ class Reading:
         recipe: Orientation, resampling and intensities.
         labels: Which stored values are which class.
         cache: Where prepared cases are kept; ``None`` keeps them in memory only.
+        split: How training and test patients are drawn where ``splits.json`` does not tell.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     labels: LabelMap = field(default_factory=LabelMap)
     cache: Path | None = None
+    split: SplitRule = SplitRule.SHARE
 
 
 def read_folder(
@@ -109,7 +111,9 @@ def read_folder(
         if splits:
             split = _listed(root / "splits.json", splits, name, patient_of)
         else:
-            split = draw_split(patient_of, test_fraction=test_fraction, seed=seed, site=name)
+            split = draw_split(
+                patient_of, test_fraction=test_fraction, seed=seed, site=name, rule=reading.split
+            )
         sites[name] = _cases(name, site, split, patient_of, reading)
     return _dataset(files, sites, reading)
 
@@ -143,7 +147,7 @@ def read_site(
         splits = read_splits(root / "splits.json")
         split = _listed(root / "splits.json", splits, called, patient_of)
     else:
-        split = draw_split(patient_of, test_fraction=test_fraction, seed=seed, site=name)
+        split = draw_split(patient_of, test_fraction=test_fraction, seed=seed, site=name, rule=reading.split)
     return _dataset(files, {called: _cases(called, files[called], split, patient_of, reading)}, reading)
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secfl.config import DataConfig, RunConfig
+from secfl.config import DataConfig, DpMode, RunConfig
 from secfl.errors import ConfigError, DataError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.cases import Case, Dataset, SiteData, Truth
 from secfl.segmentation.data.public import rename_last
+from secfl.segmentation.data.splits import SplitRule
 
 if TYPE_CHECKING:
     from secfl.segmentation.data.folder import Masks, Reading
@@ -50,7 +51,7 @@ def load_dataset(config: RunConfig, *, truth: Truth = Truth.HERE) -> Dataset:
                 Path(data.source),
                 test_fraction=data.test_fraction,
                 seed=seed,
-                reading=reading_of(data),
+                reading=reading_of(data, config.privacy.mode),
                 masks=lambda site: _masks(config, site, truth),
             ),
             data,
@@ -64,8 +65,13 @@ def load_dataset(config: RunConfig, *, truth: Truth = Truth.HERE) -> Dataset:
     return dataset
 
 
-def reading_of(data: DataConfig) -> Reading:
-    """How the configuration wants files to become cases; for a phantom, files that `secfl data phantom` wrote."""
+def reading_of(data: DataConfig, mode: DpMode = DpMode.OFF) -> Reading:
+    """How the configuration wants files to become cases; for a phantom, files that `secfl data phantom` wrote.
+
+    Args:
+        data: Its section.
+        mode: Whose presence noise hides. Where that is a patient's, splits are drawn for each patient alone.
+    """
     from secfl.segmentation.data.folder import Reading
     from secfl.segmentation.data.labels import LabelMap
     from secfl.segmentation.data.preparation import Recipe
@@ -84,6 +90,7 @@ def reading_of(data: DataConfig) -> Reading:
         ),
         labels=LabelMap.of(data.labels),
         cache=None if data.cache is None else Path(data.cache),
+        split=SplitRule.EACH if mode is DpMode.PATIENT else SplitRule.SHARE,
     )
 
 
@@ -126,7 +133,7 @@ def _own_data(config: RunConfig, seed: ExperimentSeed, truth: Truth) -> Dataset:
                 name=name,
                 test_fraction=own.test_fraction,
                 seed=seed,
-                reading=reading_of(own),
+                reading=reading_of(own, config.privacy.mode),
                 masks=_masks(config, name, truth),
             )
             made = _as_asked(made, own)

@@ -6,12 +6,13 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from secfl.errors import DataError
 from secfl.randomness import ExperimentSeed
 
-__all__ = ["Split", "draw_split", "read_patients", "read_splits"]
+__all__ = ["Split", "SplitRule", "draw_split", "read_patients", "read_splits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,22 @@ def read_patients(path: Path) -> Mapping[str, str]:
     return patients
 
 
+class SplitRule(StrEnum):
+    """How a split is drawn where none is written down."""
+
+    SHARE = "share"
+    """Exactly the wanted share of the patients who are there; who is in which part depends on who else is there."""
+    EACH = "each"
+    """Every patient by a draw of their own, so that one patient more or less moves nobody else."""
+
+
 def draw_split(
-    patient_of: Mapping[str, str], *, test_fraction: float, seed: ExperimentSeed, site: str
+    patient_of: Mapping[str, str],
+    *,
+    test_fraction: float,
+    seed: ExperimentSeed,
+    site: str,
+    rule: SplitRule = SplitRule.SHARE,
 ) -> Split:
     """Draw a split by patient; the same for the same seed, site and patients, whatever the file order.
 
@@ -86,9 +101,11 @@ def draw_split(
         test_fraction: Wanted share of patients in the test part; at least one patient lands in each part.
         seed: The experiment seed.
         site: The site's name, so that sites are drawn independently.
+        rule: How. Under `SplitRule.EACH`, data sets that differ in one patient differ in one patient's training
+            images: what differential privacy for patients (add or remove one) presupposes.
 
     Raises:
-        DataError: Fewer than two patients.
+        DataError: Fewer than two patients, or everybody in one part.
     """
     patients = sorted(set(patient_of.values()))
     if len(patients) < 2:
@@ -96,9 +113,21 @@ def draw_split(
             f"site {site}: images of {len(patients)} patient; "
             "expected at least 2, one to train and one to test"
         )
-    order = seed.generator(f"split/{site}").permutation(len(patients))
-    tests = min(max(1, round(test_fraction * len(patients))), len(patients) - 1)
-    chosen = {patients[index] for index in order[:tests]}
+    if rule is SplitRule.EACH:
+        chosen = {
+            patient
+            for patient in patients
+            if seed.derive(f"split/{site}/{patient}") < test_fraction * (1 << 63)
+        }
+        if not 0 < len(chosen) < len(patients):
+            raise DataError(
+                f"site {site}: all {len(patients)} patients were drawn into one part; expected more patients, "
+                "another data.test_fraction, or a splits.json"
+            )
+    else:
+        order = seed.generator(f"split/{site}").permutation(len(patients))
+        tests = min(max(1, round(test_fraction * len(patients))), len(patients) - 1)
+        chosen = {patients[index] for index in order[:tests]}
     return Split(
         train=_stems(patient_of, [patient for patient in patients if patient not in chosen]),
         test=_stems(patient_of, sorted(chosen)),
