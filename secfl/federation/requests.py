@@ -52,6 +52,8 @@ _MOST_FIELDS: Final = 256
 _MOST_TEXT: Final = 4096
 _MOST_FIGURES: Final = 256
 _HASH: Final = 32
+_UNREADABLE: Final = (ValueError, TypeError, OverflowError, RecursionError, struct.error, ConfigError)
+"""What Python raises for fields that are not what they should be."""
 _PHASES: Final = frozenset({*(one.value for one in Phase), "end"})
 
 
@@ -228,14 +230,16 @@ def decode_request(data: bytes, *, peer: str, most_bytes: int) -> Request:
                 return AskWitness(run_id=_exactly(run_id, 16))
             case 4:
                 body, *proof = parts
+                checkpoint = Checkpoint.from_json(_object(body))
+                checkpoint.fields()  # a size or a text that no signature can cover ends here
                 return CoSign(
-                    checkpoint=Checkpoint.from_json(_object(body)),
+                    checkpoint=checkpoint,
                     proof=tuple(_exactly(one, _HASH) for one in proof),
                 )
             case 5:
                 run_id, digest = parts
                 return OpenRun(run_id=_exactly(run_id, 16), config_digest=_exactly(digest, _HASH))
-    except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise RemoteProtocolError(peer, f"malformed request ({type(error).__name__})") from None
     raise RemoteProtocolError(peer, f"request of unknown kind {kind}")
 
@@ -272,7 +276,7 @@ def decode_reply(data: bytes, *, peer: str, most_bytes: int) -> Reply:  # noqa: 
             case 71:
                 number, reason = parts
                 return Declined(round_id=_round(number), reason=_text(reason))
-    except (ValueError, struct.error, ConfigError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise RemoteProtocolError(peer, f"malformed reply ({type(error).__name__})") from None
     raise RemoteProtocolError(peer, f"reply of unknown kind {kind}")
 

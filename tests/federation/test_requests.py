@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import struct
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from secfl.federation.requests import (
     encode,
 )
 from secfl.ledger.checkpoints import Checkpoint
-from secfl.types import ClientId, RoundId, SchemeSpec
+from secfl.types import ClientId, RoundId, SchemeSpec, join_fields
 
 MOST = 1 << 20
 OFFER = OfferRound(
@@ -109,6 +111,45 @@ def test_a_reply_has_no_room_beside_its_envelopes(change):
     sent = Sent(**({"round_id": RoundId(7), "phase": "end", "payloads": ()} | change))
     with pytest.raises(RemoteProtocolError, match="malformed"):
         decode_reply(encode(sent), peer="p", most_bytes=MOST)
+
+
+def _raw(kind: int, *parts: bytes) -> bytes:
+    return b"SFR1" + bytes([kind]) + join_fields(*parts)
+
+
+def _offer_that_announces(clip_norm: bytes) -> bytes:
+    numbers = struct.pack("<QQI", 7, 3, 2)
+    announced = join_fields(clip_norm, b"")
+    return _raw(1, bytes(16), numbers, join_fields(b"a"), join_fields(b"masking"), b"", announced)
+
+
+def _co_sign(**changes: object) -> bytes:
+    return _raw(4, json.dumps(REQUESTS[-1].checkpoint.to_json() | changes).encode())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _raw(4, b"[" * 4000),
+        _raw(4, b'{"a":' * 4000),
+        _co_sign(size=-1),
+        _co_sign(size=1 << 64),
+        _co_sign(size=float("inf")),
+        _co_sign(time="\ud800"),
+        _co_sign(signers=["\udfff"]),
+        _offer_that_announces(b"0x1p99999"),
+    ],
+    ids=["deep list", "deep object", "negative", "too large", "infinite", "surrogate", "name", "overflow"],
+)
+def test_a_hostile_request_ends_in_blame(data):
+    with pytest.raises(RemoteProtocolError, match="malformed"):
+        decode_request(data, peer="p", most_bytes=MOST)
+
+
+@pytest.mark.parametrize("report", [b'{"a":null}', b'{"a":[]}', b'{"a":{}}', b"[" * 255])
+def test_a_hostile_reply_ends_in_blame(report):
+    with pytest.raises(RemoteProtocolError, match="malformed"):
+        decode_reply(_raw(65, bytes(8), b"end", bytes(8), report), peer="p", most_bytes=MOST)
 
 
 @settings(deadline=None, max_examples=300)
