@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from secfl.config import RunConfig, load_config
 from secfl.crypto.identity import Directory, Identity
-from secfl.errors import ConfigError, RemoteProtocolError, SecflError
+from secfl.errors import ConfigError, RemoteProtocolError
 from secfl.federation.checkpoint import write_atomically
 from secfl.federation.engines import RoundEngine, RunSetting
 from secfl.federation.exchange import Exchange
@@ -124,7 +124,7 @@ class SiteHome:
         )
 
     def handle(self, request: bytes) -> bytes:
-        """Reply to one request; never raises for what came from outside."""
+        """Reply to one request; never raises."""
         try:
             if len(request) <= _MOST_OPENING:
                 message = decode_request(request, peer=AGGREGATOR, most_bytes=_MOST_OPENING)
@@ -132,7 +132,7 @@ class SiteHome:
                     self._open(message)
                     return encode(Opened(run_id=message.run_id))
             agent = self._joined()
-        except (SecflError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - an engine may tell its server whatever is raised here
             return encode(reply_to(error, round_id=RoundId(0), reports=self.reports))
         return agent.handle(request)
 

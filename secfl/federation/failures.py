@@ -39,15 +39,16 @@ class Reports(StrEnum):
     """Everything runs on one host anyway."""
 
 
-def reply_to(error: SecflError | OSError, *, round_id: RoundId, reports: Reports) -> Reply:
+def reply_to(error: Exception, *, round_id: RoundId, reports: Reports) -> Reply:
     """The reply in place of an answer; logs the whole error here.
 
     Args:
-        error: What happened.
+        error: What happened; also what nobody foresaw, such as an error of somebody's training code.
         round_id: The round that was asked about; 0 for none.
         reports: What the site tells of itself.
     """
-    _LOG.error("round %d: %s", round_id, error)
+    foreseen = isinstance(error, SecflError | OSError)
+    _LOG.error("round %d: %s", round_id, error, exc_info=None if foreseen else error)
     if isinstance(error, RemoteProtocolError):
         return Refused(round_id=round_id, reason=error.reason)
     reason = str(error) if reports is Reports.SIMULATION else _without_names(error)
@@ -56,11 +57,13 @@ def reply_to(error: SecflError | OSError, *, round_id: RoundId, reports: Reports
     return Failed(round_id=round_id, reason=reason)
 
 
-def _without_names(error: SecflError | OSError) -> str:
+def _without_names(error: Exception) -> str:
     if isinstance(error, DataError):
         return "its data cannot be used; its own log says why"
     if isinstance(error, OSError):
         return _FILES
+    if not isinstance(error, SecflError):
+        return "it failed; its own log says why"
     if not isinstance(error, _SPEAKING):
         return "its configuration cannot be used; its own log says why"
     text = str(error)

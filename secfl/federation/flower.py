@@ -29,13 +29,15 @@ from secfl.config import load_config
 from secfl.errors import ConfigError, RoundAborted
 from secfl.federation.deployment import Beginning, SiteHome, announce_run, coordinate, read_members
 from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
+from secfl.federation.failures import Reports, reply_to
 from secfl.federation.observer import SilentObserver
+from secfl.federation.requests import encode
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.site_agent import SiteAgent, largest_message
 from secfl.federation.site_setup import simulated_agent
 from secfl.federation.work import make_task
 from secfl.segmentation.task import Task
-from secfl.types import ClientId
+from secfl.types import ClientId, RoundId
 
 __all__ = [
     "FlowerExchange",
@@ -73,8 +75,11 @@ def client_app(open_agent: OpenAgent, *, name: SiteName) -> ClientApp:
         request = message.content[_RECORD]["request"]
         if not isinstance(request, bytes):
             raise TypeError("request: expected bytes")
-        with open_agent(context) as agent:
-            reply = agent.handle(request)
+        try:
+            with open_agent(context) as agent:
+                reply = agent.handle(request)
+        except Exception as error:  # noqa: BLE001 - Flower sends an exception's text, with paths in it, to the server
+            reply = encode(reply_to(error, round_id=RoundId(0), reports=Reports.NOTHING))
         return Message(RecordDict({_RECORD: ConfigRecord({"reply": reply})}), reply_to=message)
 
     @app.query("secfl_site")

@@ -29,7 +29,7 @@ from nvflare.recipe import SimEnv
 from nvflare.recipe.spec import ExecEnv
 
 from secfl.config import load_config
-from secfl.errors import ConfigError, RoundAborted, SecflError
+from secfl.errors import ConfigError, RoundAborted
 from secfl.federation.deployment import Beginning, SiteHome, announce_run, coordinate, read_members
 from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
 from secfl.federation.failures import Reports, reply_to
@@ -156,9 +156,9 @@ class AnsweringSite:
         with self._lock:
             try:
                 self._agent = self._agent or self._open()
-            except (SecflError, OSError) as error:
+                return self._agent.handle(request)
+            except Exception as error:  # noqa: BLE001 - what is raised here, NVFlare may tell the server
                 return encode(reply_to(error, round_id=RoundId(0), reports=self._reports))
-            return self._agent.handle(request)
 
     @collab.final
     def close(self) -> None:

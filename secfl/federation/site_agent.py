@@ -147,7 +147,10 @@ class SiteAgent:
         self._journal.close()
 
     def handle(self, request: bytes) -> bytes:
-        """Reply to one request. Never raises for what came from outside."""
+        """Reply to one request. Never raises for what came from outside, and in deployment not at all.
+
+        An engine may tell its server the text of an error, and the text of any error may name files or patients.
+        """
         number = RoundId(0)
         try:
             self._recover()
@@ -170,6 +173,12 @@ class SiteAgent:
                     if message.checkpoint.kind == "close":
                         leave_run(self._terms.run_id, journal=self._journal, vault=self._vault)
         except (SecflError, OSError) as error:
+            reply = reply_to(error, round_id=number, reports=self._reports)
+        except Exception as error:  # an engine's server must not read it
+            if self._reports is Reports.SIMULATION:
+                raise
+            # What the party in memory was doing is unknown; the journal and its snapshot are not.
+            self._party, self._spec = None, None
             reply = reply_to(error, round_id=number, reports=self._reports)
         return encode(reply)
 

@@ -28,6 +28,8 @@ from secfl.types import RoundId
         (DataError("mueller-anna.nii.gz: damaged"), Failed, "its data cannot be used"),
         (OSError(28, "No space left on device", "x"), Failed, "cannot use its own files"),
         (ConfigError("data.root: missing"), Failed, "its configuration cannot be used"),
+        (ValueError("mueller-anna.png: not a picture"), Failed, "it failed; its own log says why"),
+        (RuntimeError("loader of /data/mueller"), Failed, "it failed; its own log says why"),
     ],
 )
 def test_the_coordinator_hears_why_and_the_log_hears_all(caplog, error, kind, reason):

@@ -133,13 +133,24 @@ class TestWhatTheWrappedAppRefuses:
             app(message, context)
         assert len(called) == 1
 
-    def test_a_node_without_a_home_says_what_it_needs(self):
+    def asked(self, node_config):
+        """What a node tells the server of a request that it cannot answer; Flower would send an exception's text."""
         from flwr.app import ConfigRecord, Context, RecordDict
 
-        from secfl.errors import ConfigError
+        from secfl.federation.requests import decode_reply
 
         _, app, _ = self.wrapped()
-        context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        context = Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})
         content = RecordDict({"secfl": ConfigRecord({"request": b"x"})})
-        with pytest.raises(ConfigError, match="expected site="):
-            app(self.message(content, "query.secfl"), context)
+        answer = app(self.message(content, "query.secfl"), context)
+        return decode_reply(answer.content["secfl"]["reply"], peer="site", most_bytes=4096).reason
+
+    def test_a_node_without_a_home_says_what_it_needs_in_its_own_log(self, caplog):
+        assert self.asked({}) == "its configuration cannot be used; its own log says why"
+        assert "expected site=" in caplog.text
+
+    def test_the_server_does_not_hear_where_a_home_is(self, tmp_path, caplog):
+        home = tmp_path / "mueller"
+        reason = self.asked({"site": "north", "home": str(home)})
+        assert reason == "its configuration cannot be used; its own log says why"
+        assert str(home) in caplog.text
