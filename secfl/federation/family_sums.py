@@ -154,7 +154,8 @@ def _declared_weights(config: RunConfig) -> tuple[str, ...]:
     share = settings.weight_ratio / (settings.weight_ratio + settings.min_contributors - 1)
     declared = (
         "the mean over clients of how typical each proxy image is of their training images; one client's part of a "
-        f"map is at most {share:.2f} with {settings.min_contributors} clients"
+        f"map is at most {share:.2f} with {settings.min_contributors} clients; weights are the same in every round, "
+        "so two rounds whose survivors differ by one client tell the weights of that client"
     )
     return (declared,)
 

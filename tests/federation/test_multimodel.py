@@ -173,6 +173,7 @@ class TestWeights:
             header = (tmp_path / scheme / "ledger.jsonl").read_text().splitlines()[0]
             assert "how typical each proxy image is" in header
             assert "at most 0.67 with 3 clients" in header
+            assert "survivors differ by one client tell the weights of that client" in header
         assert len(digests) == 1
 
     def test_no_client_counts_more_than_the_declared_share(self):
