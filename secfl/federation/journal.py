@@ -263,9 +263,7 @@ class Journal:
     # Runs
 
     def finish_run(self, run_id: bytes) -> None:
-        """Note that a run is over: none of its rounds is entered or answered anew."""
-        if run_id not in self._last_round:
-            raise LocalProtocolError("the journal does not know this run")
+        """Note that a run is over, also one that never began: none of its rounds is entered or answered anew."""
         if run_id not in self._finished:
             self._append(_Kind.RUN_FINISHED, run_id)
 
@@ -283,7 +281,7 @@ class Journal:
                 kind, of = split_fields(body, limit=2)
                 if kind == _Kind.OWNER.encode() or of != run_id:
                     yield body
-            yield join_fields(_Kind.RUN_PRUNED.encode(), run_id, _number(self._last_round[run_id]))
+            yield join_fields(_Kind.RUN_PRUNED.encode(), run_id, _number(self._last_round.get(run_id, 0)))
 
         self._file.replace_with(kept())
         self._read()

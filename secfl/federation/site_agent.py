@@ -252,7 +252,7 @@ class SiteAgent:
         }
         guard.remember(attempts, unsent=unsent)
         guard.admit(offer)
-        self._attempts.write(guard.attempts)
+        self._attempts.write(guard.attempts, journaled=journaled)
 
     def _contribute(self, offer: RoundOffer, spec: RoundSpec) -> PrivatizedUpdate:
         # Another process of this site goes on with the round by the specification alone.

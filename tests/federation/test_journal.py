@@ -411,8 +411,14 @@ class TestRuns:
         journal.enter(spec())
         with pytest.raises(LocalProtocolError, match="only a finished run"):
             journal.prune(spec().run_id)
-        with pytest.raises(LocalProtocolError, match="does not know this run"):
-            journal.finish_run(spec(run=9).run_id)
+
+    def test_a_run_that_never_began_is_finished_too(self, journal, later):
+        journal.finish_run(spec(run=9).run_id)
+        with pytest.raises(LocalProtocolError, match="the run is finished"):
+            later().enter(spec(run=9))
+        journal.prune(spec(run=9).run_id)
+        with pytest.raises(LocalProtocolError, match="the run is finished"):
+            later().enter(spec(run=9))
 
     def test_a_finished_run_stays_finished(self, journal, later):
         journal.enter(spec())
