@@ -88,32 +88,42 @@ class AttemptsFile:
             journaled: The last round of this run in the site's journal; ``None`` when there is none.
 
         Raises:
-            LocalProtocolError: Damaged, newer than this secfl reads, or set back: the journal knows of later rounds.
+            LocalProtocolError: Damaged, newer than this secfl reads, or one of the two was set back: the journal
+                knows of later rounds, or not even of those that it held at the last `write`.
         """
         try:
-            found = _from_json(self._path.read_bytes())
+            found, seen = _from_json(self._path.read_bytes())
         except FileNotFoundError:
-            found = Attempts()
+            found, seen = Attempts(), -1
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise LocalProtocolError(
                 f"{self._path}: damaged; expected the attempts that were entered"
             ) from None
-        if journaled is not None and journaled > found.last_id:
+        last = -1 if journaled is None else journaled
+        if last > found.last_id:
             raise LocalProtocolError(
-                f"{self._path}: knows of no attempt after round {found.last_id}, the journal of round {journaled}"
+                f"{self._path}: knows of no attempt after round {found.last_id}, the journal of round {last}"
+            )
+        if last < seen:
+            # The journal tells in which attempts nothing was sent; one that forgot would make sent ones free.
+            raise LocalProtocolError(
+                f"{self._path}: has seen round {seen} in the journal, which ends before it; it was set back or lost"
             )
         return found
 
-    def write(self, attempts: Attempts) -> None:
+    def write(self, attempts: Attempts, *, journaled: int | None) -> None:
         """Keep them; they are on the disk when this returns.
+
+        Args:
+            attempts: That were entered, the newest one too.
+            journaled: As for `read`.
 
         Raises:
             ConfigError: The disk refuses.
         """
         rows = [[number, *_row(attempt)] for number, attempt in attempts.entries]
-        write_atomically(
-            self._path, json.dumps({"format_version": _FORMAT_VERSION, "entered": rows}).encode()
-        )
+        document = {"format_version": _FORMAT_VERSION, "entered": rows, "journaled": journaled}
+        write_atomically(self._path, json.dumps(document).encode())
 
 
 def _row(attempt: Attempt) -> list[int | str | None]:
@@ -131,8 +141,11 @@ def _attempt(row: list[int | str | None]) -> Attempt:
     return index, NOTHING_ANNOUNCED if announced == NOTHING_ANNOUNCED else announced
 
 
-def _from_json(data: bytes) -> Attempts:
+def _from_json(data: bytes) -> tuple[Attempts, int]:
+    """What was entered, and the last round that the journal held then; -1 for none."""
     document = json.loads(data)
     if document["format_version"] != _FORMAT_VERSION:
         raise ValueError("another format version")
-    return Attempts(entries=tuple((int(number), _attempt(row)) for number, *row in document["entered"]))
+    entered = Attempts(entries=tuple((int(number), _attempt(row)) for number, *row in document["entered"]))
+    seen = document.get("journaled")
+    return entered, -1 if seen is None else int(seen)

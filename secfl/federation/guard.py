@@ -131,7 +131,7 @@ class Guard:
     def admit(self, offer: RoundOffer) -> None:
         """Whether the site may work for this round. Every attempt counts as a release, whatever becomes of it.
 
-        The last one, offered again, is the same attempt.
+        The last one, offered again, is the same attempt; but what others cost since may leave no room for it.
 
         Raises:
             RemoteProtocolError: Its number does not rise.
@@ -151,15 +151,14 @@ class Guard:
                 "the offer's round", offer.round_index + 1, f"{agreed.terms.rounds}, as announced"
             )
         attempts = self._attempts.entering(offer)
-        if attempts is self._attempts:
-            return
         tried = attempts.of_round(offer.round_index)
         if tried > self._policy.attempts:
             raise BudgetExhausted(
                 f"{self._name}: attempts: found {tried} for round {offer.round_index + 1}, allowed "
                 f"{self._policy.attempts}"
             )
-        spent = attempts.spent(unsent=self._unsent)
+        # An attempt that was counted but not begun (a full disk) leaves the one before it open, which may be sent yet.
+        spent = attempts.spent(unsent=set(self._unsent) - {int(offer.round_id)})
         # Round numbers rise with every attempt, so there were at most so many that this object does not know of
         # (before the site's program was started again). They count as the dearest that there could have been.
         unknown = 0 if self._complete else offer.round_id + 1 - len(attempts.entries)

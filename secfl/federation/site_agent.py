@@ -239,7 +239,8 @@ class SiteAgent:
         guard = self._training().guard
         if guard is None:
             return
-        attempts = self._attempts.read(journaled=self._journal.last_round(offer.run_id))
+        journaled = self._journal.last_round(offer.run_id)
+        attempts = self._attempts.read(journaled=journaled)
         if offer.round_index < attempts.reached:
             raise RemoteProtocolError(
                 AGGREGATOR,
@@ -370,8 +371,7 @@ class SiteAgent:
 
 def leave_run(run_id: bytes, *, journal: Journal, vault: SnapshotVault) -> None:
     """End a run at its site: nothing is said in it any more, and the secrets of its last round are destroyed."""
-    if journal.last_round(run_id) is not None:
-        journal.finish_run(run_id)
+    journal.finish_run(run_id)
     vault.destroy_run(run_id)
 
 

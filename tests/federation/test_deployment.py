@@ -40,6 +40,7 @@ from secfl.federation.schemes import scheme_spec
 from secfl.federation.simulation import simulate
 from secfl.ledger.verify import verify_file
 from secfl.randomness import SystemRng
+from secfl.testing.tasks import LinearTask
 from secfl.types import RoundId
 
 FACTORY = "secfl.testing.tasks:linear_task"
@@ -286,6 +287,28 @@ class TestHostileCoordinator:
         assert isinstance(replies[1], Failed)
         assert "attempts-" in caplog.text
 
+    def test_a_journal_that_was_lost_makes_nothing_free(self, federation, caplog):
+        """The journal tells in which attempts nothing was sent, and the count must not take its silence for that."""
+        noise = {"mode": "client", "accept_weak": True, "noise_multiplier": 4.0}
+        one = federation(secure_agg={"scheme": "plain"}, privacy=noise)
+        assert {type(reply) for reply in self.offers(one, [0, 1])} == {Sent}
+        (one.root / NAMES[0] / "state" / "journal").unlink()
+        assert Sent not in {type(reply) for reply in self.offers(one, [0, 1, 1, 1])}
+        assert "it was set back or lost" in caplog.text
+
+
+def test_an_error_of_the_training_is_told_to_nobody(federation, monkeypatch, caplog):
+    """Engines send an exception's text to the server, and this one names a patient."""
+
+    def train(*_args, **_more):
+        raise ValueError("mueller-anna.png: broken")
+
+    monkeypatch.setattr(LinearTask, "train", train)
+    replies = TestHostileCoordinator().offers(federation(), [0])
+    assert isinstance(replies[0], Failed)
+    assert "mueller" not in replies[0].reason
+    assert "mueller-anna.png: broken" in caplog.text
+
 
 def test_a_run_that_its_sites_decline_ends_with_what_it_has(federation):
     """Two sites fall silent after the others have sent their inputs: the sites count that, and stop at the plan's ε."""
@@ -325,6 +348,13 @@ class TestTheEnd:
         assert self.snapshots(one, NAMES[0]) == []
         assert leave_home(home, NAMES[0])
         replies = TestHostileCoordinator().offers_of(one, joined_run(one), [1])
+        assert "the run is finished" in replies[0].reason
+
+    def test_a_run_that_is_given_up_before_its_first_round_is_not_answered(self, federation):
+        one = federation()
+        announce_run(one, NAMES, run_id=RUN, config_digest=one.config.digest(), seconds=5)
+        assert leave_home(one.root / NAMES[0], NAMES[0])
+        replies = TestHostileCoordinator().offers_of(one, RUN, [0])
         assert "the run is finished" in replies[0].reason
 
     def test_there_may_be_nothing_to_leave(self, federation):

@@ -15,6 +15,7 @@ from secfl.config import load_config
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import BudgetExhausted, ConfigError, PrivacyError, RemoteProtocolError
 from secfl.federation import simulation
+from secfl.federation.attempts import Attempts
 from secfl.federation.budgets import fitting_terms
 from secfl.federation.client import SiteClient
 from secfl.federation.guard import Agreement, Guard
@@ -22,7 +23,7 @@ from secfl.federation.observer import SilentObserver
 from secfl.federation.offer import RoundOffer
 from secfl.federation.policy import Policy, load_policy
 from secfl.federation.privacy import RunTerms
-from secfl.federation.releases import Announcement
+from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.federation.requests import Declined, OfferRound, Refused, Sent, decode_reply, encode
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.ledger.verify import load
@@ -371,6 +372,23 @@ class TestDishonestCoordinator:
         honest = Guard(allowed, agreement)
         for number in range(STEPS):
             honest.admit(offer(agreement, round_id=RoundId(number), round_index=number))
+
+
+def test_a_counted_attempt_that_is_offered_again_must_still_fit():
+    """It was counted, the disk refused to begin it, and the attempt before it was finished in the meantime."""
+    agreement = announced()
+    sent = tuple((number, (number, NOTHING_ANNOUNCED)) for number in range(STEPS))
+    again = offer(agreement, round_id=RoundId(STEPS), round_index=STEPS - 1)
+    guard = Guard(None, agreement)
+    guard.remember(Attempts(entries=sent), unsent={STEPS - 1})
+    guard.admit(again)
+    counted = guard.attempts
+    guard.remember(counted, unsent={STEPS - 1, STEPS})
+    guard.admit(again)
+    assert guard.attempts == counted
+    guard.remember(counted, unsent={STEPS})
+    with pytest.raises(BudgetExhausted, match="after 5 attempts"):
+        guard.admit(again)
 
 
 def test_a_site_elsewhere_refuses_before_it_works(tmp_path):
