@@ -86,8 +86,8 @@ _KIDNEY: Final = replace(
     test_patients=12,
     tuned_clip=0.1,
     batch_size=4,
-    rounds=6,
-    seconds=_seconds(7.0, 12.0),
+    rounds=12,
+    seconds=_seconds(14.0, 12.0),
 )
 
 _BRAIN: Final = replace(
@@ -95,9 +95,9 @@ _BRAIN: Final = replace(
     patients=160,
     tuned_clip=0.5,
     batch_size=4,
-    rounds=5,
+    rounds=8,
     learning_rate=0.02,
-    seconds=_seconds(14.0, 24.0),
+    seconds=_seconds(22.0, 24.0),
 )
 
 _SMALL: Final = {"skin": _SKIN, "kidney": _KIDNEY, "brain": _BRAIN}
