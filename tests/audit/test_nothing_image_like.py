@@ -7,6 +7,8 @@ rate of at most 1e-6 a run whatever the fields hold; clients that hide a picture
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,8 @@ def salted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("salted")
     names = [*SITES, "open"]
     salts = salt_pictures(folder, sites=names, images=4, side=SIDE, rng=InsecureSeededRng(11))
+    parts = {"train": ["000", "001", "002"], "test": ["003"]}
+    (folder / "splits.json").write_text(json.dumps(dict.fromkeys(names, parts)))
     return folder, [one for one in salts if one.owner != "open"]
 
 

@@ -202,7 +202,7 @@ class TestWeights:
 
 
 @pytest.fixture(scope="module")
-def mixed(self, tmp_path_factory):
+def mixed(tmp_path_factory):
     run = tmp_path_factory.mktemp("mixed") / "run"
     families = ["cnn", "cnn", "semantic", "cnn", "sequential", "sequential"]
     simulate(run, settings("plain", families=families, rounds=1))
