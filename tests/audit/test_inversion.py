@@ -46,8 +46,10 @@ def test_what_is_observed_of_a_sum_is_the_sum_of_single_updates(scenes):
     scene, rng = scenes[Weights.CHOSEN], InsecureSeededRng(1)
     single = [observed(scene, [index], Seen.ONE_UPDATE, noise_multiplier=1, rng=rng) for index in range(3)]
     together = observed(scene, range(3), Seen.SUM_OF_3, noise_multiplier=1, rng=rng)
+    # The order in which floats are added depends on the number of threads; some layers' gradients nearly cancel.
+    largest = max(float(whole.abs().max()) for whole in together)
     for parts, whole in zip(zip(*single, strict=True), together, strict=True):
-        assert torch.allclose(sum(parts), whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+        assert torch.allclose(sum(parts), whole, rtol=1e-3, atol=1e-5 * largest)
 
 
 def test_noise_has_the_width_that_it_should(scenes):

@@ -88,8 +88,11 @@ def test_the_app_learns_what_it_learned_before(project, tmp_path):
 class TestWhatTheWrappedAppRefuses:
     """Whoever asks a wrapped app as if it were the old one gets nothing."""
 
-    def wrapped(self):
+    @pytest.fixture(autouse=True)
+    def flower(self):
         pytest.importorskip("flwr", reason="needs the extra flower: make test-flower")
+
+    def wrapped(self):
         from flwr.app import ArrayRecord, Message, RecordDict
         from flwr.clientapp import ClientApp
 
