@@ -205,7 +205,7 @@ _STRONG = 1.0
 
 
 def _size(epsilon: float | None) -> str:
-    """How strong an ε is, in the words of Ponomareva et al., How to DP-fy ML (2023), section 5.2; no theorem."""
+    """How strong an ε is, in the words of Ponomareva et al., How to DP-fy ML (2023): tiers, no theorem."""
     if epsilon is None:
         return "no guarantee"
     if epsilon == 0:
