@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 CONFIG = """
 threads = 1
 [data]
-phantom_images = 6
+phantom_images = 8
 image_size = 32
 [model]
 channels = [4, 4, 8]
