@@ -92,6 +92,10 @@ def optimisation(
     ] = "unet,monai:SegResNet",
     seeds: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Runs of each arm.")] = 3,
     rounds: Annotated[int | None, typer.Option(metavar="R", min=1, help="Federated rounds.")] = None,
+    proximal: Annotated[
+        str,
+        typer.Option(metavar="μ,μ,…", help="μ of FedProx; of several, the best on training images held out."),
+    ] = "0.01",
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Runs and results; again: goes on with them.")
     ] = Path("runs/optimisation"),
@@ -104,9 +108,21 @@ def optimisation(
     Interrupted, the same command goes on where it was.
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
+    from secfl.errors import ConfigError
     from secfl.studies.optimisation import OptimisationStudy, markdown, run_study
 
-    study = OptimisationStudy(data=data, models=tuple(models.split(",")), seeds=seeds, rounds=rounds)
+    try:
+        strengths = tuple(float(part) for part in proximal.split(","))
+    except ValueError:
+        raise ConfigError(f"--proximal {proximal}: expected numbers with commas between them") from None
+
+    study = OptimisationStudy(
+        data=data,
+        models=tuple(models.split(",")),
+        seeds=seeds,
+        rounds=rounds,
+        proximal=strengths,
+    )
     try:
         with study_listener(quiet=quiet) as listener:
             document = run_study(study, out=out, processes=processes, listener=listener)

@@ -2,7 +2,8 @@
 
 Every run is a whole simulation under secure aggregation, with its own directory and ledger. Local and pooled models
 take as many passes over the data and are trained by the first arm's runs. The claim under test: the federated mean
-Dice lies within 0.02 of the pooled one.
+Dice lies within 0.02 of the pooled one. FedProx has a strength of its own (μ): where several are given, every model's
+is chosen on training images held out (`secfl.studies.held_out`), by one run each with a seed that is not reported.
 """
 
 from __future__ import annotations
@@ -19,22 +20,28 @@ from secfl.errors import ConfigError
 from secfl.federation import simulation
 from secfl.federation.observer import SilentObserver
 from secfl.federation.rundir import RunDirectory, read_summary
+from secfl.studies.held_out import hold_out
 from secfl.studies.jobs import Job, Listener, read_result, run_jobs, store_result
 
 __all__ = ["ARMS", "OptimisationStudy", "markdown", "run_study"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CLAIM = 0.02
 """How far below the pooled Dice the federated one may lie."""
+
+PROXIMAL = (0.01,)
+"""μ of FedProx unless others are given."""
 
 ARMS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "FedAvg": {},
-        "FedProx": {"proximal": 0.01},
+        "FedProx": {"proximal": PROXIMAL[0]},
         "FedBN-style": {"local_parameters": "normalization"},
     }
 )
-"""Name -> what its ``[training]`` adds."""
+"""Name -> what its ``[training]`` adds; μ may be chosen."""
+
+_PROXIMAL_ARM = "FedProx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +54,8 @@ class OptimisationStudy:
         seeds: How many, from 0.
         scheme: How updates are added.
         rounds: Federated rounds; ``None`` for the default of the data's kind.
+        proximal: Candidates for μ of FedProx. Of several, each model takes the one with the best mean Dice on
+            training images held out, by the run of the first seed after the reported ones.
         more: Further configuration, laid under everything else.
     """
 
@@ -55,10 +64,20 @@ class OptimisationStudy:
     seeds: int = 3
     scheme: str = "masking"
     rounds: int | None = None
+    proximal: tuple[float, ...] = PROXIMAL
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, model: str, arm: str, seed: int) -> dict[str, Any]:
-        """One run's configuration as a tree."""
+    def __post_init__(self) -> None:
+        """Check what the configuration's own check would meet too late.
+
+        Raises:
+            ConfigError: No candidate, or one twice.
+        """
+        if not self.proximal or len(set(self.proximal)) < len(self.proximal):
+            raise ConfigError(f"proximal: {self.proximal}; expected at least one value, each of them once")
+
+    def settings(self, model: str, arm: str, seed: int, *, proximal: float = PROXIMAL[0]) -> dict[str, Any]:
+        """One run's configuration as a tree; ``proximal`` is μ of the arm that has one."""
         tree: dict[str, Any] = {
             name: dict(value) if isinstance(value, Mapping) else value for name, value in self.more.items()
         }
@@ -69,11 +88,15 @@ class OptimisationStudy:
                 "model",
                 {"name": model} | ({"arguments": {"init_filters": 8}} if model == "monai:SegResNet" else {}),
             ),
-            ("training", {**ARMS[arm], **({} if self.rounds is None else {"rounds": self.rounds})}),
+            ("training", self._training(arm, proximal)),
             ("secure_agg", {"scheme": self.scheme}),
         ):
             tree[section] = {**tree.get(section, {}), **values}
         return tree
+
+    def _training(self, arm: str, proximal: float) -> dict[str, Any]:
+        own = {**ARMS[arm], **({"proximal": proximal} if "proximal" in ARMS[arm] else {})}
+        return own if self.rounds is None else {**own, "rounds": self.rounds}
 
 
 def run_study(study: OptimisationStudy, *, out: Path, processes: int, listener: Listener) -> dict[str, Any]:
@@ -89,30 +112,88 @@ def run_study(study: OptimisationStudy, *, out: Path, processes: int, listener: 
         ConfigError: A setting cannot be used.
         DataError: The data, or a result on disk.
     """
-    jobs: dict[tuple[str, str, int], Job] = {}
-    for model in study.models:
-        for arm in ARMS:
-            for seed in range(study.seeds):
-                settings = study.settings(model, arm, seed)
-                config = load_config(None, settings)
-                name = f"{model.replace(':', '-')}-{arm}-{seed}"
-                run, result = out / "runs" / name, out / "results" / f"{name}.json"
-                jobs[model, arm, seed] = Job(
-                    name=name,
-                    result=result,
-                    rounds=config.training.rounds,
-                    work=_work,
-                    arguments=(settings, run, result),
-                    done_rounds=lambda run=run: len(RunDirectory(run).read_metrics()),
-                )
-    run_jobs(list(jobs.values()), processes=processes, listener=listener)
-    found = {key: read_result(job.result) for key, job in jobs.items()}
-    for (model, arm, seed), result in found.items():
-        if result.get("config_sha256") != load_config(None, study.settings(model, arm, seed)).digest().hex():
-            raise ConfigError(f"{out}: holds results of another study; expected a new folder")
-    document = {"format_version": FORMAT_VERSION, "data": study.data, "rows": _rows(study, found)}
+    chosen = dict.fromkeys(study.models, study.proximal[0])
+    scores: dict[str, dict[str, float]] = {}
+    if len(study.proximal) > 1:
+        scores = _choose(study, out=out, processes=processes, listener=listener)
+        for model, score in scores.items():
+            chosen[model] = max(study.proximal, key=lambda strength: score[str(strength)])
+    trees = {
+        (model, arm, seed): study.settings(model, arm, seed, proximal=chosen[model])
+        for model in study.models
+        for arm in ARMS
+        for seed in range(study.seeds)
+    }
+    found = _run(
+        {f"{model.replace(':', '-')}-{arm}-{seed}": tree for (model, arm, seed), tree in trees.items()},
+        out=out,
+        processes=processes,
+        listener=listener,
+    )
+    rows = _rows(study, dict(zip(trees, found, strict=True)))
+    document = {
+        "format_version": FORMAT_VERSION,
+        "data": study.data,
+        "proximal": chosen,
+        "held_out_dice": scores,
+        "rows": rows,
+    }
     store_result(out / "optimisation.json", document)
     return document
+
+
+def _choose(
+    study: OptimisationStudy, *, out: Path, processes: int, listener: Listener
+) -> dict[str, dict[str, float]]:
+    """Model -> candidate -> mean Dice over sites on the held-out training images."""
+    if study.data == "phantom":
+        raise ConfigError(
+            "proximal: several candidates need a data folder with splits.json; expected one value"
+        )
+    data = hold_out(Path(study.data), out / "held-out", seed=study.seeds)
+    trees = {}
+    for model in study.models:
+        for strength in study.proximal:
+            tree = study.settings(model, _PROXIMAL_ARM, study.seeds, proximal=strength)
+            tree["data"] |= {"source": str(data)}
+            trees[model, str(strength)] = tree
+    found = _run(
+        {f"held-out-{model.replace(':', '-')}-{name}": tree for (model, name), tree in trees.items()},
+        out=out,
+        processes=processes,
+        listener=listener,
+    )
+    scores: dict[str, dict[str, float]] = {model: {} for model in study.models}
+    for (model, name), result in zip(trees, found, strict=True):
+        scores[model][name] = round(mean(result["dice"]["per_site"].values()), 4)
+    return scores
+
+
+def _run(
+    trees: Mapping[str, Mapping[str, Any]], *, out: Path, processes: int, listener: Listener
+) -> list[dict[str, Any]]:
+    """Run each configuration under its name, those that have no result yet; their results in the same order."""
+    jobs, configs = [], []
+    for name, tree in trees.items():
+        config = load_config(None, tree)
+        run, result = out / "runs" / name, out / "results" / f"{name}.json"
+        configs.append(config)
+        jobs.append(
+            Job(
+                name=name,
+                result=result,
+                rounds=config.training.rounds,
+                work=_work,
+                arguments=(tree, run, result),
+                done_rounds=lambda run=run: len(RunDirectory(run).read_metrics()),
+            )
+        )
+    run_jobs(jobs, processes=processes, listener=listener)
+    found = [read_result(job.result) for job in jobs]
+    for result, config in zip(found, configs, strict=True):
+        if result.get("config_sha256") != config.digest().hex():
+            raise ConfigError(f"{out}: holds results of another study; expected a new folder")
+    return found
 
 
 def _work(settings: Mapping[str, Any], run: Path, result: Path) -> None:
@@ -177,7 +258,7 @@ def _means(values: Sequence[Mapping[str, float]]) -> list[float]:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The table for people: mean over sites, mean and deviation over seeds."""
+    """The table for people, mean over sites, mean and deviation over seeds; and below it how μ was chosen."""
     sites = list(document["rows"][0]["per_site"])
     lines = [
         "| model | | " + " | ".join(sites) + " | mean | ± seeds | worst site | below pooled |",
@@ -189,5 +270,13 @@ def markdown(document: Mapping[str, Any]) -> str:
         lines.append(
             f"| {row['model']} | {row['arm']} | {' | '.join(cells)} | {row['mean']:.3f} | {spread} | "
             f"{row['worst']:.3f} | {row['below_pooled']:+.3f} |"
+        )
+    lines.append("")
+    for model, strength in document["proximal"].items():
+        tried = document["held_out_dice"].get(model, {})
+        scores = ", ".join(f"{dice:.3f} with {name}" for name, dice in tried.items())
+        lines.append(
+            f"- FedProx of {model}: μ = {strength}"
+            + (f"; Dice on training images held out: {scores}" if tried else "")
         )
     return "\n".join(lines)
