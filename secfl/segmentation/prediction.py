@@ -19,6 +19,7 @@ from secfl.segmentation.data.dicom import is_dicom
 from secfl.segmentation.data.dicom_seg import Identifiers, write_segmentation
 from secfl.segmentation.data.folder import Reading
 from secfl.segmentation.data.nifti import write_nifti_mask
+from secfl.segmentation.data.preparation import axial_slice
 from secfl.segmentation.data.scan import Geometry, ImageFormat, Scan
 from secfl.segmentation.data.sources import files_by_stem, format_of, read_labels, read_scan, stem_of
 from secfl.segmentation.segmentation_task import reading_of
@@ -106,8 +107,9 @@ class Predictor:
     def classes_of(self, scan: Scan) -> NDArray[np.uint8]:
         """The most probable class of every voxel on the scan's stored grid.
 
-        A model of pictures goes through a volume slice by slice as stored; a slice without any contrast is
-        background.
+        A model that learned axial slices of volumes (``data.slices``) goes through a volume as it was trained: the
+        whole volume is turned, resampled and normalised, and then cut. A model of pictures goes through it slice
+        by slice as stored, each normalised alone; a slice without any contrast is background.
 
         Raises:
             DataError: Other channels or dimensions than the model was trained on, or an image that `Recipe.prepare`
@@ -118,10 +120,17 @@ class Predictor:
                 f"{scan.path}: a picture or single slice; expected a volume as the model was trained on"
             )
         if scan.spatial_dims > self._inputs.spatial_dims:
-            return self._slice_by_slice(scan)
+            return self._axial(scan) if self._config.data.slices is not None else self._slice_by_slice(scan)
         prepared = self.reading.recipe.prepare(scan)
         self._check_channels(scan, prepared.image.shape[0])
         return prepared.restore(self._predict([prepared.image])[0])
+
+    def _axial(self, scan: Scan) -> NDArray[np.uint8]:
+        prepared = self.reading.recipe.prepare(scan)
+        self._check_channels(scan, prepared.image.shape[0])
+        planes = range(prepared.image.shape[-1])
+        found = self._predict([axial_slice(prepared.image, plane) for plane in planes])
+        return prepared.restore(np.stack([classes.T for classes in found], axis=-1))
 
     def _slice_by_slice(self, scan: Scan) -> NDArray[np.uint8]:
         assert scan.geometry is not None

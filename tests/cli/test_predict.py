@@ -98,6 +98,19 @@ def made(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def made_of_slices(made, tmp_path_factory) -> Path:
+    """A run of a model of pictures on axial slices of the same volumes."""
+    root = tmp_path_factory.mktemp("slices")
+    text = VOLUMES.format(source=made / "data").replace("[model]", "slices = 6\n[model]")
+    text = text.replace("rounds = 4", "rounds = 2").replace("local_epochs = 10", "local_epochs = 8")
+    (root / "config.toml").write_text(text.replace("evaluate_every = 4", ""), encoding="utf-8")
+    assert (
+        main(["simulate", "--config", str(root / "config.toml"), "--out", str(root / "run"), "--quiet"]) == 0
+    )
+    return root / "run"
+
+
 def dice(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
@@ -232,6 +245,27 @@ class TestVolumes:
         assert pixels.shape[2] == 3
         coloured = (np.ptp(pixels.astype(int), axis=2) > 40).mean()
         assert 0.01 < coloured < 0.6
+
+
+class TestSlicesOfVolumes:
+    """A model that learned axial slices of volumes segments volumes, whatever the order they are stored in."""
+
+    def test_the_order_of_storage_does_not_matter(self, made_of_slices, tmp_path):
+        values, _, affine = patient(77, (30, 28, 10))
+        inputs = []
+        for codes in ("RAS", "LPS", "PIR", "SAL"):
+            inputs.append(tmp_path / f"{codes}.nii.gz")
+            nibabel.save(stored_as(values, affine, codes), inputs[-1])
+        out = tmp_path / "out"
+        assert main(["predict", str(made_of_slices), *map(str, inputs), "--out", str(out)]) == 0
+        found = []
+        for path in inputs:
+            mask = nibabel.load(out / "masks" / path.name)
+            np.testing.assert_array_equal(mask.affine, nibabel.load(path).affine)
+            found.append(np.asarray(nibabel.as_closest_canonical(mask).dataobj))
+        assert found[0].any()
+        for other in found[1:]:
+            np.testing.assert_array_equal(other, found[0])
 
 
 class TestBadInput:

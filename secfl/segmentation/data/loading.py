@@ -200,6 +200,8 @@ def _with_channels(case: Case, count: int) -> Case:
 
 def _slices(volume: Case, count: int) -> list[Case]:
     """Axial slices at equal distances, none at the ends, as pictures of the same patient."""
+    from secfl.segmentation.data.preparation import axial_slice
+
     depth = volume.image.shape[-1]
     chosen = sorted(
         {round(place) for place in np.linspace(0, depth - 1, min(count, depth) + 2)[1:-1].tolist()}
@@ -209,7 +211,7 @@ def _slices(volume: Case, count: int) -> list[Case]:
         Case(
             name=f"{volume.name}-{index:04d}",
             patient=volume.patient,
-            image=np.ascontiguousarray(volume.image[..., index].transpose(0, 2, 1)),
+            image=axial_slice(volume.image, index),
             labels=np.ascontiguousarray(volume.labels[..., index].T),
             valid=None if volume.valid is None else np.ascontiguousarray(volume.valid[..., index].T),
             spacing=None if spacing is None else (spacing[1], spacing[0]),

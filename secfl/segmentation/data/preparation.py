@@ -17,7 +17,7 @@ from secfl.segmentation.data.orientation import from_canonical, to_canonical
 from secfl.segmentation.data.resampling import resample_image, resample_labels, resampled_shape
 from secfl.segmentation.data.scan import Scan, shape_text
 
-__all__ = ["MIN_SIDE", "Prepared", "Recipe", "with_channels"]
+__all__ = ["MIN_SIDE", "Prepared", "Recipe", "axial_slice", "with_channels"]
 
 MIN_SIDE = 8
 """Pixels. An image needs at least this many along two of its axes."""
@@ -44,6 +44,19 @@ def with_channels(image: NDArray[np.float32], count: int, *, name: str) -> NDArr
             f"{name}: {channels} channels; data.channels expected at most {count}, or 1 to average them"
         )
     return image[np.arange(count) % channels]
+
+
+def axial_slice(volume: NDArray[np.float32], place: int) -> NDArray[np.float32]:
+    """The picture that a model of pictures sees of a prepared volume.
+
+    Args:
+        volume: Shape ``(channels, x, y, z)``, RAS+.
+        place: Along z.
+
+    Returns:
+        Shape ``(channels, y, x)``, contiguous.
+    """
+    return np.ascontiguousarray(volume[..., place].transpose(0, 2, 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
