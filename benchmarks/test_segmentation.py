@@ -1,10 +1,10 @@
 """Training steps and patients' gradients by model family, data loading, phantoms, prediction.
 
-Run: ``pytest benchmarks/test_segmentation.py --benchmark-only --benchmark-json=segmentation.json``, and write its tables
-with ``docs/draw_segmentation.py``. One thread, processor time; ``extra_info`` holds seconds per step, patient or volume,
-images a second, the peak of a process that trains that family alone (10^6 bytes above what it needs
-without a model), and ``references``: the same time in reference operations of the same run (a product of two 512x512
-float32 matrices), by which machines can be compared.
+Run: ``pytest benchmarks/test_segmentation.py --benchmark-only --benchmark-json=segmentation.json``; then write the
+tables with ``docs/draw_segmentation.py``. One thread, processor time; ``extra_info`` holds seconds per step, patient or
+volume, images a second, the peak of a process that trains that family alone (10^6 bytes above what it needs without a
+model), and ``references``: the same time in reference operations of the same run (a product of two 512x512 float32
+matrices), by which machines can be compared.
 """
 
 from __future__ import annotations
