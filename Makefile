@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup simulate dp-curve test test-slow test-flower flower-demo test-nvflare nvflare-demo faults check format bench readme figures constraints peers docs clean
+.PHONY: help setup simulate dp-curve test test-slow coverage guards test-flower flower-demo test-nvflare nvflare-demo faults check format bench readme figures constraints peers docs clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,15 @@ test: setup ## The fast tests (under 10 minutes on 2 cores)
 
 test-slow: setup ## The slow tests; SECFL_TEST_DATA names a folder with real images
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 3600
+
+coverage: setup ## Branch coverage of crypto, dp and ledger by their fast tests; fails under 90 % in one of them
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" --cov secfl.crypto --cov secfl.dp --cov secfl.ledger \
+		--cov-report= tests/crypto tests/dp tests/ledger tests/conformance
+	$(BIN)/python tests/mutation/branch_coverage.py secfl.crypto secfl.dp secfl.ledger --fail-under 90
+
+PARTS ?= masking ckks journal ledger dp
+guards: setup ## Switch off every guard in turn: does a test notice? PARTS="masking ckks journal ledger dp" (half an hour)
+	$(BIN)/python tests/mutation/guards.py $(PARTS)
 
 test-flower: setup ## The tests that need Flower, which this installs (extra flower)
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[flower]"
