@@ -47,8 +47,13 @@ def encoding_error(outcome: RoundOutcome, reports: Mapping[str, LocalReport]) ->
 
 
 def evaluation_only(metrics: Mapping[str, SiteMetrics]) -> dict[str, Any]:
-    """Every metric by site, and Dice by class; no deployment may publish these without an event."""
+    """Every metric by site, over how many cases, and Dice by class; no deployment may publish these without an event.
+
+    ``empty`` counts the cases in which truth or prediction has no such voxel: HD95 leaves them out, so that a model
+    which finds nothing must not be judged by its distance alone.
+    """
     found: dict[str, Any] = {name: by_site(metrics, name) for name in METRICS}
+    found["cases"] = {site: {"count": row.cases, "empty": row.empty_cases} for site, row in metrics.items()}
     if classes := by_class(metrics):
         found["dice_by_class"] = classes
     return found

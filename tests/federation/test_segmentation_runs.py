@@ -103,6 +103,11 @@ def test_unlikeness_is_told_before_training_and_the_worst_site_after_it(tmp_path
     assert dice["worst"] == min(dice["per_site"].values()) == dice["per_site"][dice["worst_site"]]
     distance = summary["evaluation_only"]["hd95"]
     assert distance["worst"] == max(distance["per_site"].values()), "of a distance the largest is the worst"
+    cases = summary["evaluation_only"]["cases"]
+    assert set(cases) == set(dice["per_site"])
+    for site, value in distance["per_site"].items():
+        assert 0 <= cases[site]["empty"] <= cases[site]["count"]
+        assert (value is None) <= (cases[site]["empty"] == cases[site]["count"])
     references = summary["evaluation_only"]["references"]
     assert set(references["local"]) == set(dice["per_site"])
     assert set(references["pooled"]["per_site"]) == set(dice["per_site"])
