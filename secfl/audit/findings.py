@@ -45,6 +45,7 @@ class Finding:
         return {
             "name": self.name,
             "flagged": self.flagged,
+            "verdict": self.verdict.value,
             "skipped": self.skipped,
             "statistic": self.statistic,
             "level": self.level,

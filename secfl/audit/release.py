@@ -7,27 +7,44 @@ had by repeating a small vector, so that one call of `privatize` noises all of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secfl._version import __version__
 from secfl.audit.mechanism import Assumed, MechanismAudit, audit_samples
-from secfl.audit.verdicts import REFUTED_LEVEL, SUSPECT_LEVEL
+from secfl.audit.verdicts import REFUTED_LEVEL, SUSPECT_LEVEL, worst
 from secfl.crypto.codec import centre
-from secfl.dp.accounting import epsilon
+from secfl.dp.accounting import Relation, epsilon
 from secfl.dp.clipping import GridClip, PatientAccumulator
 from secfl.dp.effective import colluder_limit, z_broken
 from secfl.dp.events import PoissonSampled
 from secfl.dp.noise import NoiseShare, PatientSum, privatize
-from secfl.dp.plan import PrivacyPlan, Schedule, modulus_bits
-from secfl.errors import ConfigError
-from secfl.guarantees import Adversary, Behaviour, View
+from secfl.dp.plan import PrivacyPlan, Rounding, Schedule, modulus_bits
+from secfl.errors import ConfigError, DataError
+from secfl.guarantees import Adversary, Behaviour, UnitOfPrivacy, View
+from secfl.ledger.reader import replay
+from secfl.ledger.verify import verify_file
 from secfl.randomness import Rng
 
-__all__ = ["ReleaseAudit", "audit_release", "release_samples", "release_views", "shares_in_view"]
+__all__ = [
+    "ReleaseAudit",
+    "audit_release",
+    "describe",
+    "plan_of_run",
+    "release_samples",
+    "release_views",
+    "releases_document",
+    "shares_in_view",
+    "usual_plan",
+]
 
-_PATIENTS = 2  # of each site, beside the one that is in or out
+_FORMAT_VERSION: Final = 1
+_PATIENTS: Final = 2  # of each site, beside the one that is in or out
+_DIMENSION: Final = 4  # many draws of short vectors; the patient's gradient has one direction anyway
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +53,16 @@ class ReleaseAudit:
 
     adversary: Adversary
     audit: MechanismAudit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "view": self.adversary.view.value,
+            "adversary": self.adversary.behaviour.value,
+            "colluders": self.adversary.colluders,
+            "name": self.name,
+            **self.audit.to_dict(),
+        }
 
     @property
     def name(self) -> str:
@@ -49,6 +76,63 @@ def describe(adversary: Adversary) -> str:
         return "crypto_broken"
     words = f"{adversary.view.value}, {adversary.behaviour.value}"
     return words + (f", {adversary.colluders} colluding" if adversary.colluders else "")
+
+
+def usual_plan(*, clients: int, noise_multiplier: float) -> PrivacyPlan:
+    """One release of a cohort in which at most one client in five drops out, of four coordinates.
+
+    Raises:
+        ConfigError: A multiplier out of range.
+    """
+    return PrivacyPlan(
+        unit=UnitOfPrivacy.PATIENT,
+        clip_norm=1.0,
+        grid_norm=1000,
+        dimension=_DIMENSION,
+        noise_multiplier=noise_multiplier,
+        releases=1,
+        cohort_size=clients,
+        threshold=max(3, clients - clients // 5),
+        delta=1e-5,
+    )
+
+
+def plan_of_run(run: Path) -> PrivacyPlan:
+    """One release of a run, without its sampling: the plan in its ledger, for a short vector.
+
+    Clip, grid, noise share, cohort and threshold are the run's. Noise that an announced schedule changes is that of
+    the first release.
+
+    Raises:
+        DataError: No ledger.
+        LedgerCorrupted: The ledger does not verify.
+        ConfigError: A run without differential privacy, or neighbours or rounding that this audit does not draw.
+    """
+    ledger = run / "ledger.jsonl"
+    if not ledger.is_file():
+        raise DataError(f"{ledger}: missing; expected a run directory")
+    verify_file(ledger)
+    header = replay(ledger.read_bytes()).state.header
+    if header.plan is None:
+        raise ConfigError(f"release audit: {run} has no differential privacy to audit")
+    plan = PrivacyPlan.from_dict(dict(header.plan))
+    if plan.rounding is not Rounding.EACH_UNIT or plan.relation is Relation.REPLACE_ONE:
+        raise ConfigError("release audit: expected units that are rounded each on its own, in or out")
+    return replace(plan, dimension=_DIMENSION, releases=1, sampling_rate=1.0, noise_decay=1.0, levels=())
+
+
+def releases_document(plan: PrivacyPlan, found: Sequence[ReleaseAudit]) -> dict[str, Any]:
+    """All views as plain values for JSON."""
+    return {
+        "format_version": _FORMAT_VERSION,
+        "software": f"secfl {__version__}",
+        "noise_multiplier": plan.noise_multiplier,
+        "cohort_size": plan.cohort_size,
+        "threshold": plan.threshold,
+        "noise": plan.family.value,
+        "verdict": worst([one.audit.verdict for one in found]).value,
+        "views": [one.to_dict() for one in found],
+    }
 
 
 def release_views(plan: PrivacyPlan) -> list[Adversary]:

@@ -102,7 +102,7 @@ class RepeatedReport:
                     "kind": control.kind.value,
                     "detector": control.detector,
                     "expected": control.expected,
-                    "flagged": sum(one.finding.flagged for one in outcomes),
+                    "times_flagged": sum(one.finding.flagged for one in outcomes),
                     "seeds": len(outcomes),
                     "wrong_seeds": [
                         report.seed
@@ -118,13 +118,16 @@ class RepeatedReport:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON: every control under every seed in the form of one suite, and their counts."""
         return {
             "format_version": _FORMAT_VERSION,
             "software": f"secfl {__version__}",
             "preset": self.reports[0].preset.value,
             "seeds": [one.seed for one in self.reports],
-            "controls": self.rows(),
+            "controls": [
+                {"seed": report.seed, **one.to_dict()} for report in self.reports for one in report.outcomes
+            ],
+            "counts": self.rows(),
             "passed": self.passed,
             "seconds": round(sum(one.seconds for report in self.reports for one in report.outcomes), 3),
         }

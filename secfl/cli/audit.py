@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secfl.cli.audit_tables import (
+    FAILED,
+    FORMAT_VERSION,
+    p_value,
+    print_canaries,
+    print_findings,
+    print_releases,
+    print_table,
+)
 from secfl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from secfl.audit.canary_book import CanaryAudit
     from secfl.audit.findings import Finding
 
 __all__ = ["app"]
-
-_FORMAT_VERSION = 1
-_FAILED = 5
 
 app = typer.Typer(
     help="Try to prove the ledger wrong: REFUTED, SUSPECT or NOT REFUTED, never proved.", no_args_is_help=True
@@ -65,29 +69,29 @@ def suite(
                 one.control.kind.value,
                 "flagged" if one.control.expected else "silent",
                 "flagged" if one.finding.flagged else "silent",
-                _p_value(one.finding.p_value),
+                p_value(one.finding.p_value),
                 one.finding.statistic,
                 f"{one.seconds:.1f} s",
             )
             for one in report.outcomes
         ]
-        _table(("control", "kind", "expected", "found", "p", "statistic", "time"), rows)
+        print_table(("control", "kind", "expected", "found", "p", "statistic", "time"), rows)
         wrong = sum(not one.passed for one in report.outcomes)
         typer.echo(
             f"{len(report.outcomes)} controls, {wrong} not as expected; each at a false-alarm rate of 1e-6"
         )
     else:
         table = repeated.rows()
-        _table(
+        print_table(
             ("control", "kind", "expected", "flagged", "p from", "to", "time"),
             [
                 (
                     row["name"],
                     row["kind"],
                     f"{seeds if row['expected'] else 0} of {seeds}",
-                    f"{row['flagged']} of {seeds}",
-                    _p_value(row["p_value_least"]),
-                    _p_value(row["p_value_most"]),
+                    f"{row['times_flagged']} of {seeds}",
+                    p_value(row["p_value_least"]),
+                    p_value(row["p_value_most"]),
                     f"{row['seconds']:.1f} s",
                 )
                 for row in table
@@ -98,7 +102,7 @@ def suite(
             f"{len(table)} controls under {seeds} seeds, {wrong} not as expected; each at a false-alarm rate of 1e-6"
         )
     if not repeated.passed:
-        raise typer.Exit(_FAILED)
+        raise typer.Exit(FAILED)
 
 
 @app.command("transcript")
@@ -109,7 +113,7 @@ def transcript(
     """Look through all that a recorded run sent: uniform inputs, fresh keys, constant sizes, nothing in clear."""
     from secfl.audit.transcript import audit_run_transcript
 
-    _report(audit_run_transcript(run), what=f"transcript of {run}", as_json=as_json)
+    print_findings(audit_run_transcript(run), what=f"transcript of {run}", as_json=as_json)
 
 
 @app.command("run")
@@ -175,33 +179,9 @@ def run(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
-        _print_canaries(found)
+        print_canaries(found)
     if found.verdict.value == "REFUTED":
-        raise typer.Exit(_FAILED)
-
-
-def _print_canaries(found: CanaryAudit) -> None:
-    from secfl.audit.release import describe
-
-    rows = [
-        (
-            describe(view.adversary),
-            "none" if view.epsilon is None else f"{view.epsilon:.2f}",
-            f"{view.measured.gdp:.2f}",
-            f"{view.expected.gdp:.2f} ± {view.expected.gdp_spread:.2f}",
-            f"{view.measured.one_run:.2f}",
-            f"{view.expected.one_run:.2f} ± {view.expected.one_run_spread:.2f}",
-            view.verdict.value,
-        )
-        for view in found.views
-    ]
-    _table(("view", "ε ledger", "ε GDP", "expected", "ε one run", "expected", "verdict"), rows)
-    for one in found.variance:
-        typer.echo(f"{one.name}: {one.statistic}: {one.verdict.value}")
-    typer.echo(
-        f"{found.canaries} canaries, {found.guesses} guesses, δ = {found.delta:g}, {found.steps} steps: "
-        f"{found.verdict.value}"
-    )
+        raise typer.Exit(FAILED)
 
 
 @app.command("verify")
@@ -212,7 +192,7 @@ def verify(
     """Check that canaries, coins and rule of a finished audit are those that its ledger committed to first."""
     from secfl.audit.canary_protocol import check_commitment
 
-    _report(check_commitment(run_directory), what=f"commitment of {run_directory}", as_json=as_json)
+    print_findings(check_commitment(run_directory), what=f"commitment of {run_directory}", as_json=as_json)
 
 
 @app.command("replay")
@@ -236,7 +216,42 @@ def replay(
         found += replay_family(family, size=size)
     typer.echo("replaying a folder", err=True)
     found += replay_folder(size=size)
-    _report(found, what="replay of the private step", as_json=as_json)
+    print_findings(found, what="replay of the private step", as_json=as_json)
+
+
+@app.command("release")
+def release(
+    run_directory: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Take the plan from this run's ledger.")
+    ] = None,
+    draws: Annotated[
+        int, typer.Option(min=100, max=1_000_000, help="Of each neighbour and view.")
+    ] = 1_000_000,
+    clients: Annotated[int, typer.Option(metavar="N", min=3, max=64, help="Without RUN.")] = 5,
+    noise_multiplier: Annotated[float, typer.Option(metavar="Z", help="Without RUN.")] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures as JSON.")] = False,
+) -> None:
+    """Draw one release often in every view: clip, round, noise and sum, with one patient and without.
+
+    Clopper-Pearson bounds against the accountant's ε of one release without sampling.
+    """
+    from secfl.audit.release import audit_release, plan_of_run, releases_document, usual_plan
+    from secfl.audit.verdicts import worst
+    from secfl.randomness import SystemRng
+
+    plan = (
+        usual_plan(clients=clients, noise_multiplier=noise_multiplier)
+        if run_directory is None
+        else plan_of_run(run_directory)
+    )
+    found = audit_release(plan, draws=draws, rng=SystemRng())
+    verdict = worst([one.audit.verdict for one in found])
+    if as_json:
+        typer.echo(json.dumps(releases_document(plan, found), indent=2))
+    else:
+        print_releases(found, verdict=verdict)
+    if verdict.value == "REFUTED":
+        raise typer.Exit(FAILED)
 
 
 @app.command("power")
@@ -254,7 +269,7 @@ def power(
     if as_json:
         typer.echo(json.dumps(document, indent=2))
         return
-    _table(
+    print_table(
         ("test", "fault", "found", "detail"),
         [
             (row["test"], row["fault"], f"{row['found']} of {row['repetitions']}", row["detail"])
@@ -274,7 +289,7 @@ def peer(
 
     found = look_at_peer(PeerName(name.value), folder=peers_dir)
     if as_json:
-        typer.echo(json.dumps({"format_version": _FORMAT_VERSION, **found.to_dict()}, indent=2))
+        typer.echo(json.dumps({"format_version": FORMAT_VERSION, **found.to_dict()}, indent=2))
         return
     if found.facts is None:
         typer.echo(f"{name.value}: skipped, {found.skipped}")
@@ -308,7 +323,7 @@ def inversion(
         progress=lambda done, total: typer.echo(f"{done}/{total}", err=True),
     )
     (out / "inversion.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    _table(
+    print_table(
         ("seen", "images", "recognised", "SSIM mean", "least", "most", "PSNR dB"),
         [
             (
@@ -341,7 +356,7 @@ def membership(
     members, others = segmentation_losses(build_task(directory.config()), final.state)
     found = membership_attack(members, others)
     if as_json:
-        typer.echo(json.dumps({"format_version": _FORMAT_VERSION, **found.to_dict()}, indent=2))
+        typer.echo(json.dumps({"format_version": FORMAT_VERSION, **found.to_dict()}, indent=2))
         return
     low, high = found.interval
     typer.echo(
@@ -349,50 +364,3 @@ def membership(
         f"{found.false_positive_rate:g} (measured {found.measured_false_positive_rate:.3f}), AUC {found.auc:.3f}; "
         f"{found.members} training and {found.others} test images"
     )
-
-
-def _report(found: Sequence[Finding], *, what: str, as_json: bool) -> None:
-    """Print findings with the verdict; exit 5 when something is refuted."""
-    from secfl.audit.verdicts import worst
-
-    verdict = worst([one.verdict for one in found])
-    if as_json:
-        document: dict[str, Any] = {
-            "format_version": _FORMAT_VERSION,
-            "what": what,
-            "verdict": verdict.value,
-            "findings": [one.to_dict() for one in found],
-        }
-        typer.echo(json.dumps(document, indent=2))
-    else:
-        rows = [
-            (
-                one.name,
-                "-" if one.skipped else one.verdict.value,
-                _p_value(one.p_value),
-                one.statistic or one.power,
-            )
-            for one in found
-        ]
-        _table(("test", "verdict", "p", "statistic"), rows)
-        level = sum(one.level for one in found)
-        typer.echo(f"{what}: {verdict.value} (false-alarm rate of all tests together below {level:.1e})")
-    if any(one.flagged for one in found):
-        raise typer.Exit(_FAILED)
-
-
-def _p_value(value: float | None) -> str:
-    return "" if value is None else f"{value:.1g}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)

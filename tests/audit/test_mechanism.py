@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from secfl.audit import Assumed, Calls, Verdict, audit_mechanism, audit_samples
-from secfl.audit.release import audit_release, release_samples, release_views
+from secfl.audit import Assumed, Calls, Verdict, audit_mechanism, audit_samples, release
+from secfl.audit.release import audit_release, plan_of_run, release_samples, release_views, usual_plan
+from secfl.cli.main import main
+from secfl.config import load_config
+from secfl.dp.accounting import Relation
 from secfl.dp.analytic import analytic_gaussian_epsilon
-from secfl.dp.noise import NoiseFamily, NoiseShare
+from secfl.dp.noise import NoiseFamily, NoiseShare, privatize
 from secfl.dp.plan import PrivacyPlan
-from secfl.errors import ConfigError
+from secfl.errors import ConfigError, LedgerCorrupted
+from secfl.federation.observer import SilentObserver
+from secfl.federation.simulation import simulate
 from secfl.guarantees import UnitOfPrivacy
 from secfl.randomness import InsecureSeededRng
+from secfl.testing.tasks import LinearTask
 
 
 def gaussian(sigma, seed=0):
@@ -199,3 +207,70 @@ class TestOurRelease:
         assert present.mean() == pytest.approx(1.0, abs=6 * spread / math.sqrt(5000) + 1e-3)
         assert absent.mean() == pytest.approx(0.0, abs=6 * spread / math.sqrt(5000))
         assert present.std() == pytest.approx(spread, rel=0.06)
+
+
+def finished_run(path, **privacy):
+    given = {"privacy": privacy} if privacy else {"training": {"rounds": 1}}
+    simulate(load_config(None, given), out=path, observer=SilentObserver(), task=LinearTask(features=30))
+    return path
+
+
+PRIVATE = {
+    "mode": "patient",
+    "noise_multiplier": 1.5,
+    "accept_weak": True,
+    "nominal_patients": 40,
+    "steps": 2,
+}
+
+
+class TestOurReleaseOutside:
+    def test_the_command_tells_every_view_and_fails_when_one_is_refuted(self, capsys, monkeypatch):
+        few = ["audit", "release", "--draws", "4000", "--clients", "3", "--json"]
+        assert main(few) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document["verdict"] == "NOT REFUTED"
+        views = {one["name"]: one for one in document["views"]}
+        assert len(views) == len(release_views(usual_plan(clients=3, noise_multiplier=2.0)))
+        assert views["crypto_broken"]["claimed_epsilon"] > views["aggregator, curious"]["claimed_epsilon"]
+        assert main(few[:-1]) == 0
+        assert "ε at least" in capsys.readouterr().out
+
+        def thin(total, *, noise, **rest):
+            return privatize(total, noise=replace(noise, sigma=noise.sigma / 8), **rest)
+
+        monkeypatch.setattr(release, "privatize", thin)
+        assert main(few) == 5
+        assert json.loads(capsys.readouterr().out)["verdict"] == "REFUTED"
+
+    def test_the_plan_of_a_run_is_the_one_in_its_ledger(self, tmp_path, capsys):
+        run = finished_run(tmp_path / "run", **PRIVATE, sampling_rate=0.5)
+        plan = plan_of_run(run)
+        assert (plan.noise_multiplier, plan.cohort_size, plan.releases, plan.sampling_rate) == (1.5, 3, 1, 1)
+        assert main(["audit", "release", str(run), "--draws", "2000", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["noise_multiplier"] == 1.5
+        ledger = run / "ledger.jsonl"
+        ledger.write_bytes(ledger.read_bytes().replace(b"1.5", b"9.5"))  # a plan that nobody signed
+        with pytest.raises(LedgerCorrupted):
+            plan_of_run(run)
+
+    @pytest.mark.parametrize(
+        ("privacy", "reason"),
+        [
+            ({}, "no differential privacy"),
+            (PRIVATE | {"schedule": "round", "local_steps": 2}, "schedule step"),
+        ],
+    )
+    def test_what_it_cannot_draw_is_refused(self, tmp_path, capsys, privacy, reason):
+        run = finished_run(tmp_path / "run", **privacy)
+        assert main(["audit", "release", str(run), "--draws", "200"]) == 2
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
+
+    def test_another_relation_is_refused(self, tmp_path, monkeypatch):
+        run = finished_run(tmp_path / "run", **PRIVATE)
+        other = replace(plan_of_run(run), relation=Relation.REPLACE_ONE)
+        monkeypatch.setattr(PrivacyPlan, "from_dict", lambda _: other)
+        with pytest.raises(ConfigError, match="in or out"):
+            plan_of_run(run)

@@ -98,10 +98,15 @@ class TestCommand:
         monkeypatch.setattr(suites, "all_controls", lambda _: [half])
         assert main(["audit", "suite", "--seeds", "6", "--json"]) == 5
         document = json.loads(capsys.readouterr().out)
-        (row,) = document["controls"]
+        # Every seed's outcome has the form that one suite has, so that one reader serves both.
+        assert [one["seed"] for one in document["controls"]] == [0, 1, 2, 3, 4, 5]
+        assert [one["seed"] for one in document["controls"] if one["flagged"]] == lucky
+        assert {one["flagged"] for one in document["controls"]} == {True, False}
+        assert all(one["expected"] is True and one["kind"] == "negative" for one in document["controls"])
+        (row,) = document["counts"]
         assert document["passed"] is False
         assert document["seeds"] == [0, 1, 2, 3, 4, 5]
-        assert row["flagged"] == len(lucky)
+        assert row["times_flagged"] == len(lucky)
         assert row["wrong_seeds"] == [number for number in range(6) if number not in lucky]
         assert main(["audit", "suite", "--seeds", "6"]) == 5
         assert f"{6 - len(lucky)} not as expected" in capsys.readouterr().out
