@@ -47,6 +47,14 @@ class CanaryPlan:
         public = json.dumps({"count": self.count, "guesses": self.guesses, "rule": self.rule}, sort_keys=True)
         return hashlib.sha256(join_fields(_FORMAT, self.seed, public.encode())).digest()
 
+    def coins(self) -> NDArray[np.bool_]:
+        """Which canaries are in, shape ``(m,)``."""
+        return self.generator("coins").integers(0, 2, self.count).astype(np.bool_)
+
+    def sites(self, sites: int) -> NDArray[np.intp]:
+        """Index of each canary's site, shape ``(m,)``: in turn."""
+        return np.arange(self.count) % sites
+
     def generator(self, label: str) -> np.random.Generator:
         """Coins and directions: secret until the run is over, then anybody can repeat them."""
         derived = hashlib.sha256(join_fields(_FORMAT, self.seed, label.encode())).digest()
@@ -100,7 +108,6 @@ class Canaries:
         order = plan.generator("support").permutation(dimension)[: plan.count * width]
         support = order.reshape(plan.count, width)
         signs = (2 * plan.generator("signs").integers(0, 2, support.shape) - 1).astype(np.int8)
-        present = plan.generator("coins").integers(0, 2, plan.count).astype(np.bool_)
         integer = np.empty(support.shape, dtype=np.int64)
         for number in range(plan.count):
             row = np.zeros(dimension, dtype=np.float32)
@@ -110,8 +117,8 @@ class Canaries:
         return cls(
             support=support,
             signs=signs,
-            present=present,
-            site=np.arange(plan.count) % sites,
+            present=plan.coins(),
+            site=plan.sites(sites),
             integer=integer,
             norms=norms,
         )

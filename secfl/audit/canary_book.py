@@ -25,7 +25,17 @@ from secfl.dp.effective import z_broken
 from secfl.dp.plan import PrivacyPlan
 from secfl.guarantees import Adversary, View
 
-__all__ = ["Book", "CanaryAudit", "CanaryView", "audited_views", "view_multiplier"]
+__all__ = [
+    "LEVEL",
+    "Book",
+    "CanaryAudit",
+    "CanaryView",
+    "audited_views",
+    "judged",
+    "measured_power",
+    "scored_canaries",
+    "view_multiplier",
+]
 
 LEVEL: Final = 0.05
 """Of the one-run bounds of all views together."""
@@ -42,6 +52,7 @@ class CanaryView:
         measured: From this run's scores.
         expected: From simulations of an honest run.
         verdict: REFUTED when the one-run bound exceeds ε; SUSPECT when the Gaussian estimate does.
+        scores: One per canary, those of colluders' sites too (they are not judged), shape ``(m,)``.
     """
 
     adversary: Adversary
@@ -50,6 +61,7 @@ class CanaryView:
     measured: Power
     expected: ExpectedPower
     verdict: Verdict
+    scores: NDArray[np.float64] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -110,6 +122,50 @@ class CanaryAudit:
         }
 
 
+def scored_canaries(site: NDArray[np.intp], *, sites: int, view: Adversary) -> NDArray[np.bool_]:
+    """Canaries of sites that do not collude: the last k sites do. Bool, shape ``(m,)``.
+
+    Args:
+        site: Index of each canary's site.
+        sites: Their number.
+        view: Who looks.
+    """
+    found: NDArray[np.bool_] = site < sites - view.colluders
+    return found
+
+
+def measured_power(
+    scores: NDArray[np.float64],
+    present: NDArray[np.bool_],
+    *,
+    scored: NDArray[np.bool_],
+    guesses: int,
+    delta: float,
+    level: float,
+) -> Power:
+    """Both figures of one view; of the committed guesses as large a share as of the canaries.
+
+    Args:
+        scores: One per canary.
+        present: The coins.
+        scored: Canaries that count in this view.
+        guesses: r, for all canaries.
+        delta: δ.
+        level: Of the one-run bound.
+    """
+    made = 2 * max(1, round(guesses * scored.mean() / 2))
+    return power_of(scores[scored], present[scored], guesses=made, delta=delta, level=level)
+
+
+def judged(measured: Power, epsilon: float | None) -> Verdict:
+    """The word for one view; where nothing is promised, nothing is refuted."""
+    if epsilon is None:
+        return Verdict.NOT_REFUTED
+    if measured.one_run > epsilon:
+        return Verdict.REFUTED
+    return Verdict.SUSPECT if measured.gdp > epsilon else Verdict.NOT_REFUTED
+
+
 def audited_views(plan: PrivacyPlan) -> list[Adversary]:
     """Views whose sums a run without drop-outs shows: the curious aggregator with k colluders, and broken crypto.
 
@@ -144,8 +200,7 @@ class Book:
     def scored(self, view: Adversary) -> NDArray[np.bool_]:
         """Canaries of sites that do not collude: the last k sites do."""
         sites = len(self.world.task.sites)
-        found: NDArray[np.bool_] = self.world.task.canaries.site < sites - view.colluders
-        return found
+        return scored_canaries(self.world.task.canaries.site, sites=sites, view=view)
 
     def enter(self, vectors: Sequence[NDArray[Any]], total: NDArray[Any]) -> None:
         """Book one step.
@@ -184,9 +239,8 @@ class Book:
         rows = []
         for view, scores in self.scores.items():
             scored = self.scored(view)
-            made = 2 * max(1, round(guesses * scored.mean() / 2))
-            measured = power_of(
-                scores[scored], canaries.present[scored], guesses=made, delta=plan.delta, level=share
+            measured = measured_power(
+                scores, canaries.present, scored=scored, guesses=guesses, delta=plan.delta, level=share
             )
             z = view_multiplier(plan, view)
             expected = expected_power(
@@ -194,16 +248,11 @@ class Book:
                 steps=len(self.squares),
                 multiplier=z,
                 canaries=int(scored.sum()),
-                guesses=made,
+                guesses=measured.guesses,
                 delta=plan.delta,
                 level=share,
             )
             epsilon = epsilon_of(view)
-            verdict = Verdict.NOT_REFUTED
-            if epsilon is not None and measured.gdp > epsilon:
-                verdict = Verdict.SUSPECT
-            if epsilon is not None and measured.one_run > epsilon:
-                verdict = Verdict.REFUTED
             rows.append(
                 CanaryView(
                     adversary=view,
@@ -211,7 +260,8 @@ class Book:
                     multiplier=z,
                     measured=measured,
                     expected=expected,
-                    verdict=verdict,
+                    verdict=judged(measured, epsilon),
+                    scores=scores,
                 )
             )
         return CanaryAudit(

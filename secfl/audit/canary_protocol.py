@@ -1,25 +1,21 @@
 """The canary audit of a whole run: identities, ledger, secure sum and all, with the auditor looking on.
 
-The run directory is an ordinary one (config, ledger, with ``record`` the transcript) and has ``audit.json`` beside.
+The run directory is an ordinary one (config, ledger, with ``record`` the transcript) and has ``audit.json`` and
+``scores.json`` beside.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from secfl._version import __version__
-from secfl.audit.canaries import CanaryPlan, task_digest
 from secfl.audit.canary_book import Book, CanaryAudit
+from secfl.audit.canary_record import write_audit
 from secfl.audit.canary_world import offer_of, prepare, watched_sites
-from secfl.audit.findings import Finding
 from secfl.config import RunConfig
 from secfl.crypto.identity import Directory, Identity
-from secfl.errors import DataError
 from secfl.federation.accounts import RunAccounts
-from secfl.federation.checkpoint import write_atomically
 from secfl.federation.client import SiteClient
 from secfl.federation.coordinator import run_round
 from secfl.federation.driver import Carriage
@@ -30,13 +26,10 @@ from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.federation.server_optimizer import Adam
 from secfl.guarantees import Adversary
-from secfl.ledger.reader import replay
 from secfl.randomness import SystemRng
 from secfl.segmentation.task import PatientTask
 
-__all__ = ["audit_run", "check_commitment", "read_audit"]
-
-_FORMAT_VERSION = 1
+__all__ = ["audit_run"]
 
 
 class _Opened:
@@ -144,15 +137,13 @@ def audit_run(
     finally:
         accounts.release()
     found = book.close(lambda view: promised[view])
-    document = {
-        "format_version": _FORMAT_VERSION,
-        "software": f"secfl {__version__}",
-        "task_digest": world.terms.round_terms.task_digest.hex(),
-        "inner_task_digest": task.digest().hex(),
-        "shortfall_on_purpose": shortfall,
-        **found.to_dict(),
-    }
-    write_atomically(out / "audit.json", (json.dumps(document, indent=2) + "\n").encode())
+    write_audit(
+        out,
+        found,
+        task_digest=world.terms.round_terms.task_digest,
+        inner_task_digest=task.digest(),
+        shortfall=shortfall,
+    )
     return found
 
 
@@ -166,61 +157,3 @@ def _promises(accounts: RunAccounts) -> dict[Adversary, float | None]:
         ): row["epsilon"]
         for row in accounts.statements()
     }
-
-
-def read_audit(run: Path) -> dict[str, Any]:
-    """``audit.json`` of a run.
-
-    Raises:
-        DataError: Missing, damaged or newer than this secfl reads.
-    """
-    path = run / "audit.json"
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = document["format_version"]
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; expected a run made by secfl audit run") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: damaged; expected what secfl audit run writes") from None
-    if version != _FORMAT_VERSION:
-        raise DataError(f"{path}: format_version {version}; this secfl reads {_FORMAT_VERSION}")
-    return document
-
-
-def check_commitment(run: Path) -> list[Finding]:
-    """Repeat from a run directory what the ledger committed to before the run; nobody needs to be trusted.
-
-    The seed that was revealed must give the stated commitment, and the commitment must be the one in the digest of
-    the task in the ledger's first entry.
-
-    Raises:
-        DataError: No canary audit, or a damaged file.
-        LedgerCorrupted: The ledger does not verify.
-    """
-    from secfl.ledger.verify import verify_file
-
-    document = read_audit(run)
-    ledger = run / "ledger.jsonl"
-    verify_file(ledger)
-    header = replay(ledger.read_bytes()).state.header
-    try:
-        plan = CanaryPlan(
-            seed=bytes.fromhex(document["seed"]), count=document["canaries"], guesses=document["guesses"]
-        )
-        inner = bytes.fromhex(document["inner_task_digest"])
-        stated = document["commitment"]
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{run / 'audit.json'}: damaged; expected what secfl audit run writes") from None
-    bound = task_digest(inner, plan)
-    return [
-        Finding(
-            name="the revealed seed gives the stated commitment",
-            flagged=plan.commitment().hex() != stated,
-            statistic=f"{plan.count} canaries, {plan.guesses} guesses",
-        ),
-        Finding(
-            name="the ledger's first entry holds that commitment",
-            flagged=header.digests.get("task") != bound,
-            statistic="digest of the task",
-        ),
-    ]

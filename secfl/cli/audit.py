@@ -189,10 +189,10 @@ def verify(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Made by secfl audit run.")],
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
-    """Check that canaries, coins and rule of a finished audit are those that its ledger committed to first."""
-    from secfl.audit.canary_protocol import check_commitment
+    """Repeat a finished audit from its run directory: commitment, coins, figures, ε and verdicts."""
+    from secfl.audit.canary_record import verify_audit
 
-    print_findings(check_commitment(run_directory), what=f"commitment of {run_directory}", as_json=as_json)
+    print_findings(verify_audit(run_directory), what=f"canary audit of {run_directory}", as_json=as_json)
 
 
 @app.command("replay")

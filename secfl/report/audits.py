@@ -73,12 +73,13 @@ def _finding(row: Mapping[str, Any]) -> tuple[str, str, str]:
     if "flagged" in row and "kind" in row:
         flagged = "flagged" if row["flagged"] else "not flagged"
         return str(row["name"]), f"{row['kind']} control, {flagged}", str(row.get("statistic", ""))
-    if "view" in row:
+    if "measured" in row:
         stated = "none" if row["epsilon"] is None else f"{row['epsilon']:.2f}"
-        measured = row["measured"]
-        figures = (
-            f"ledger {stated}, estimate (GDP) {measured['gdp']:.2f}, one-run bound {measured['one_run']:.2f}"
-        )
+        gdp, one_run = row["measured"]["gdp_epsilon"], row["measured"]["one_run_epsilon"]
+        figures = f"ledger {stated}, estimate (GDP) {gdp:.2f}, one-run bound {one_run:.2f}"
+        return str(row["name"]), str(row["verdict"]), figures
+    if "epsilon_lower" in row:
+        figures = f"claimed {row['claimed_epsilon']:.2f}, at least {row['epsilon_lower']:.2f}"
         return str(row["name"]), str(row["verdict"]), figures
     return (
         str(row["name"]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from secfl.audit import Verdict
 from secfl.audit.bounds import separation_of_epsilon
 from secfl.audit.canaries import Canaries, CanaryPlan, CanaryTask, plan_canaries
-from secfl.audit.canary_protocol import audit_run, read_audit
+from secfl.audit.canary_protocol import audit_run
+from secfl.audit.canary_record import read_audit, verify_audit
 from secfl.audit.canary_run import audit_integers
 from secfl.audit.canary_world import prepare
 from secfl.audit.power import canary_rows
@@ -205,6 +208,97 @@ def test_a_whole_run_commits_first_and_reveals_afterwards(tmp_path):
     assert main(["audit", "verify", str(tmp_path / "run")]) == 5
     rows = {row["name"]: row for row in document["views"]}
     assert rows["aggregator, curious"]["epsilon"] > 0
+
+
+COMMITMENT, FIGURES, PROMISES = range(1, 4)  # places of the findings after the seed's own
+
+
+def change(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    task = LinearTask(features=199, examples=10)
+    return audit_run(config(steps=4), task, out=out, canaries=100, threshold=3, guesses=10), out
+
+
+class TestRecord:
+    @pytest.fixture
+    def run(self, finished, tmp_path):
+        return Path(shutil.copytree(finished[1], tmp_path / "run"))
+
+    def test_everything_is_repeated_from_the_directory(self, run):
+        assert [one.flagged for one in verify_audit(run)] == [False] * 4
+
+    def test_scores_that_do_not_give_the_figures_are_found(self, run):
+        scores = json.loads((run / "scores.json").read_text())["scores"]
+        scores["aggregator, curious"] = scores["aggregator, curious"][::-1]
+        change(run / "scores.json", scores=scores)
+        found = verify_audit(run)
+        assert [place for place, one in enumerate(found) if one.flagged] == [FIGURES]
+        assert "aggregator, curious" in found[FIGURES].statistic
+
+    @pytest.mark.parametrize("figure", ["gdp_epsilon", "one_run_epsilon", "correct"])
+    def test_a_figure_that_was_made_smaller_is_found(self, run, figure):
+        views = read_audit(run)["views"]
+        views[-1]["measured"][figure] -= 1
+        change(run / "audit.json", views=views)
+        assert [place for place, one in enumerate(verify_audit(run)) if one.flagged] == [FIGURES]
+
+    def test_a_promise_that_was_made_larger_is_found(self, run):
+        views = read_audit(run)["views"]
+        views[0]["epsilon"] += 1
+        change(run / "audit.json", views=views)
+        assert verify_audit(run)[PROMISES].flagged
+
+    def test_a_view_that_was_left_out_is_found(self, run):
+        change(run / "audit.json", views=read_audit(run)["views"][1:])
+        found = verify_audit(run)
+        assert found[PROMISES].flagged
+        assert "aggregator, curious is missing" in found[PROMISES].statistic
+
+    def test_a_softer_word_is_found(self, run):
+        views = read_audit(run)["views"]
+        views[0]["verdict"] = "SUSPECT" if views[0]["verdict"] == "NOT REFUTED" else "NOT REFUTED"
+        change(run / "audit.json", views=views)
+        assert verify_audit(run)[FIGURES].flagged
+        change(run / "audit.json", views=read_audit(run)["views"], verdict="REFUTED")
+        assert verify_audit(run)[FIGURES].flagged
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"canaries": 10**12},
+            {"guesses": "many"},
+            {"seed": 7},
+            {"views": [{}]},
+            {"views": 3},
+            {"variance": None},
+            {"verdict": ["REFUTED"], "variance": [{"verdict": "PROVED"}]},
+        ],
+    )
+    def test_damaged_fields_are_one_line(self, run, capsys, changes):
+        change(run / "audit.json", **changes)
+        assert main(["audit", "verify", str(run)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_missing_or_odd_scores_are_refused(self, run):
+        scores = json.loads((run / "scores.json").read_text())["scores"]
+        for odd in ({}, scores | {"crypto_broken": [1.0]}, scores | {"crypto_broken": [float("nan")] * 100}):
+            change(run / "scores.json", scores=odd)
+            with pytest.raises(DataError, match="damaged"):
+                verify_audit(run)
+        (run / "scores.json").unlink()
+        with pytest.raises(DataError, match="missing"):
+            verify_audit(run)
+
+    def test_the_report_of_a_run_shows_its_audit(self, run):
+        assert main(["report", str(run), "--out", str(run / "page.html")]) == 0
+        page = (run / "page.html").read_text()
+        assert "estimate (GDP)" in page
+        assert "one-run bound" in page
 
 
 def test_thin_noise_in_a_whole_run_is_refuted_though_the_ledger_says_otherwise(tmp_path):

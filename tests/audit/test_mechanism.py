@@ -248,7 +248,12 @@ class TestOurReleaseOutside:
         plan = plan_of_run(run)
         assert (plan.noise_multiplier, plan.cohort_size, plan.releases, plan.sampling_rate) == (1.5, 3, 1, 1)
         assert main(["audit", "release", str(run), "--draws", "2000", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["noise_multiplier"] == 1.5
+        text = capsys.readouterr().out
+        assert json.loads(text)["noise_multiplier"] == 1.5
+        (tmp_path / "release.json").write_text(text)
+        page = tmp_path / "page.html"
+        assert main(["report", str(run), "--audit", str(tmp_path / "release.json"), "--out", str(page)]) == 0
+        assert "claimed 2.7" in page.read_text()
         ledger = run / "ledger.jsonl"
         ledger.write_bytes(ledger.read_bytes().replace(b"1.5", b"9.5"))  # a plan that nobody signed
         with pytest.raises(LedgerCorrupted):
