@@ -22,7 +22,8 @@ class Reconstruction:
         image: float32, shape ``(64, 64)``.
         ssim: Structural similarity to the target, 1 for equal.
         psnr: Peak signal-to-noise ratio in dB.
-        match: Index of the image that it resembles most; equal to ``target`` when the patient is recognised.
+        match: Index of the image that it resembles most. The target's alone is not much: its mask, which the attacker
+            was given, resembles it most as a rule.
     """
 
     target: int

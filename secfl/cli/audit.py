@@ -324,11 +324,12 @@ def inversion(
     )
     (out / "inversion.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print_table(
-        ("seen", "images", "recognised", "SSIM mean", "least", "most", "PSNR dB"),
+        ("seen", "images", "matched", "recognised", "SSIM mean", "least", "most", "PSNR dB"),
         [
             (
                 row["seen"],
                 str(row["images"]),
+                str(row["matched"]),
                 str(row["recognised"]),
                 f"{row['ssim_mean']:.3f}",
                 f"{row['ssim_min']:.3f}",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from secfl.audit.inversion import Seen, attack, inversion_study, observed
+from secfl.audit.inversion import Seen, _bars, _summary, attack, inversion_study, observed
 from secfl.audit.inversion_pictures import best_match, similarity
 from secfl.audit.inversion_scene import InversionScene, Weights
 from secfl.cli.main import main
@@ -36,6 +37,33 @@ def test_chosen_weights_give_the_patient_away_and_fresh_ones_do_not(scenes):
     assert found.ssim > 0.25  # 0.35 when it was written; 60 iterations give 0.75
     assert fresh.ssim < 0.12
     assert found.match == 0
+
+
+def test_the_mask_alone_matches_its_patient_so_matching_is_not_recognising(scenes):
+    found = [
+        attack(
+            scenes[Weights.CHOSEN],
+            [index],
+            seen,
+            iterations=1,
+            noise_multiplier=1.0,
+            rng=InsecureSeededRng(1),
+        )
+        for seen in (Seen.NOTHING, Seen.MASK)
+        for index in range(8)
+    ]
+    average, mask = found[:8], found[8:]
+    assert sum(one.match == one.target for one in mask) >= 6  # 7 when it was written
+    assert max(one.ssim for one in mask) < 0.2
+    bars = _bars({Seen.NOTHING: average, Seen.MASK: mask})
+    assert bars == {one.target: one.ssim for one in average}
+    row = _summary(Seen.SUM_OF_3, mask, bars=bars)
+    assert row["matched"] >= 6
+    assert row["recognised"] == 0
+    better = [replace(one, ssim=bars[one.target] + 0.01, match=one.target) for one in mask]
+    assert _summary(Seen.ONE_UPDATE, better, bars=bars)["recognised"] == 8
+    other = [replace(one, match=one.target + 1) for one in better]
+    assert _summary(Seen.ONE_UPDATE, other, bars=bars)["recognised"] == 0
 
 
 def test_noise_leaves_nothing(scenes):
@@ -91,6 +119,6 @@ def test_the_command_draws_its_figure(tmp_path, capsys):
     assert [row["seen"] for row in document["rows"]] == [seen.value for seen in Seen]
     assert document["columns_of_the_figure"] == ["truth", *(seen.value for seen in Seen)]
     with Image.open(out / "inversion.png") as picture:
-        assert picture.size == (2 * 7 * 66, 2 * 66)
+        assert picture.size == (2 * 8 * 66, 2 * 66)
     assert "secure sum of 3" in capsys.readouterr().out
     assert main(["audit", "inversion", "--out", str(out), *few]) == 2
