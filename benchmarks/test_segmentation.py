@@ -158,7 +158,7 @@ def test_patient_gradients(benchmark, note, family, method):
     """By the way that a run would choose, and by every way for two families."""
     spec = specification(family)
     model = build_model(spec, seed=0)
-    method = method or fastest_method(model, image=(1, 16, 16), classes=2)
+    method = method or fastest_method(model, image=(1, 48, 48), classes=2)
     gradients = PatientGradients(model, multiple=spec.multiple, physical_batch=8, method=method)
     patients = [[sample] for sample in noise(8, 48, 48)]
 

@@ -311,14 +311,15 @@ class _Taker:
     def input(self, kind: MessageType) -> None:
         reader, peer = self._reader, self._one.sender
         if kind is MessageType.MASKED_INPUT:
-            digest = InputHeader.decode(reader.take(InputHeader.SIZE), peer=peer).input_digest
+            header = InputHeader.decode(reader.take(InputHeader.SIZE), peer=peer)
+            self.fresh("input digest", header.input_digest)
         elif kind is MessageType.PLAIN_INPUT:
-            digest = PlainHeader.decode(reader.take(PlainHeader.SIZE), peer=peer).input_digest
+            # In clear, equal updates are equal bytes: a site whose model did not move sends what another one sends.
+            PlainHeader.decode(reader.take(PlainHeader.SIZE), peer=peer)
         else:
             shared = SharedInput.decode(reader.take(SharedInput.SIZE), peer=peer)
-            digest = shared.ciphertext_digest
             self.fresh("ciphertext nonce", shared.nonce)
-        self.fresh("input digest", digest)
+            self.fresh("input digest", shared.ciphertext_digest)
         reader.take(SIGNATURE_BYTES)
         residues = {}
         for vector in self._shape.sent_vectors(kind):

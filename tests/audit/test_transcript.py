@@ -59,6 +59,21 @@ class TestHonestSchemes:
     def test_ckks_stays_silent(self, mode):
         assert flagged(*record(*ckks(mode))) == set()
 
+    @pytest.mark.parametrize(
+        ("scheme", "name", "repeats"), [(Plain(), "plain", False), (None, "masking", True)]
+    )
+    def test_equal_updates_are_equal_messages_in_clear_alone(self, scheme, name, repeats):
+        """Without a scheme nothing hides that two sites sent the same; under one, the same bytes must not come twice."""
+        recording, shape = record(scheme or Masking(threads=1), SchemeSpec(name=name), rounds=1)
+        inputs = [
+            place
+            for place, one in enumerate(recording.envelopes)
+            if one.payload[4] in (MessageType.PLAIN_INPUT, MessageType.MASKED_INPUT)
+        ]
+        first, second = (recording.envelopes[place] for place in inputs[:2])
+        recording.envelopes[inputs[1]] = replace(second, payload=first.payload)
+        assert ("keys, nonces and ciphertexts never repeat" in flagged(recording, shape)) is repeats
+
     def test_masks_are_rebuilt_from_the_shares_as_the_aggregator_would(self):
         """Without self masks all inputs of a round add up to the sum: pairwise masks cancel, nothing else is left."""
         recording, shape = record(Masking(threads=1), rounds=1)
