@@ -15,6 +15,7 @@ from secfl.audit.canary_record import write_audit
 from secfl.audit.canary_world import offer_of, prepare, watched_sites
 from secfl.config import RunConfig
 from secfl.crypto.identity import Directory, Identity
+from secfl.federation import evaluation
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.client import SiteClient
 from secfl.federation.coordinator import run_round
@@ -89,7 +90,12 @@ def audit_run(
     identities = [Identity.generate(site, SystemRng()) for site in task.sites]
     directory = Directory.enroll(identities)
     accounts = RunAccounts.create(
-        run, config, world.terms, members=Members.simulated(identities), threshold=threshold
+        run,
+        config,
+        world.terms,
+        members=Members.simulated(identities),
+        threshold=threshold,
+        unprotected=evaluation.shown(config, task),
     )
     sites = watched_sites(world, secret=SystemRng())
     clients = [

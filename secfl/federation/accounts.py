@@ -36,7 +36,6 @@ _PUBLIC = (
     "the model's size and the timing of messages",
     "the global model after every round",
 )
-_EVALUATION_ONLY = "per-site metrics on the test images (evaluation_only, simulation)"
 
 
 class RunAccounts:
@@ -74,13 +73,9 @@ class RunAccounts:
     ) -> RunAccounts:
         """Start the ledger of a new run, which is charged to the sites' shared accounts where there are any.
 
-        ``unprotected`` says what else the run shows without protection, one sentence each.
+        ``unprotected`` says what the run shows without protection, one sentence each; see `evaluation.shown`.
         """
-        unprotected = [_EVALUATION_ONLY, *unprotected]
-        if config.references:
-            unprotected.append("local and pooled reference models (evaluation_only, simulation)")
-        if config.data.is_phantom or config.include_images:
-            unprotected.append("previews of test images (evaluation_only, simulation)")
+        unprotected = list(unprotected)
         if config.training.drift == "measured":
             unprotected.append("the sum of the squared norms of all updates, every round")
         plan = terms.plan

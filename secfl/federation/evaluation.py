@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from secfl.config import RunConfig
 from secfl.federation.checkpoint import Checkpoint, load, store
 from secfl.federation.rundir import RunDirectory
 from secfl.segmentation.task import DescribedTask, MeasuringTask, OwnClassesTask, SiteMetrics, State, Task
 
-__all__ = ["by_class", "by_site", "describe", "evaluate", "references", "write_previews"]
+__all__ = ["by_class", "by_site", "describe", "evaluate", "references", "shown", "write_previews"]
 
 _PREVIEWS_PER_SITE = 3
 _SMALLER_IS_BETTER = frozenset({"hd95"})
@@ -21,6 +22,18 @@ def evaluate(task: Task, state: State) -> dict[str, SiteMetrics]:
     if not _measures(task):
         return {}
     return {site: task.evaluate(site, state) for site in task.sites}
+
+
+def shown(config: RunConfig, task: Task) -> list[str]:
+    """What evaluation will show of the test images without protection, one sentence each, for the ledger."""
+    if not _measures(task):
+        return []
+    sentences = ["per-site metrics on the test images (evaluation_only, simulation)"]
+    if config.references:
+        sentences.append("local and pooled reference models (evaluation_only, simulation)")
+    if task.is_phantom or config.include_images:
+        sentences.append("previews of test images (evaluation_only, simulation)")
+    return sentences
 
 
 def _measures(task: Task) -> bool:

@@ -15,6 +15,7 @@ from secfl.config import RunConfig, check_cohort
 from secfl.crypto import codec
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError
+from secfl.federation import evaluation
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.contributors import require_contributors
 from secfl.federation.members import Members
@@ -131,7 +132,9 @@ def open_sums(
     for name, plan in planned.items():
         chosen = [identities[client_id(site)] for site in plan.clients]
         place = run if name == CONSENSUS else RunDirectory(run.root / "cohorts" / name.replace(":", "-"))
-        unprotected = (_UNPROTECTED_MAPS, *_declared_weights(config)) if name == CONSENSUS else ()
+        unprotected = evaluation.shown(config, next(iter(tasks.values())).task)
+        if name == CONSENSUS:
+            unprotected += [_UNPROTECTED_MAPS, *_declared_weights(config)]
         sums[name] = RepeatedSum(
             name,
             config=config,

@@ -14,6 +14,7 @@ from typing import Any
 from secfl.config import DpMode, DpSchedule, RunConfig, check_cohort
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError
+from secfl.federation import evaluation
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.adaptive_run import AdaptiveRun
 from secfl.federation.budgets import admitted_rounds, fitting_terms, open_accounts, reopen_accounts
@@ -131,7 +132,15 @@ def start(
         run.write_inputs(task.inputs)
     if members.identities:
         run.keep_identities(members.identities)
-    accounts = RunAccounts.create(run, config, terms, members=members, threshold=threshold, shared=shared)
+    accounts = RunAccounts.create(
+        run,
+        config,
+        terms,
+        members=members,
+        threshold=threshold,
+        shared=shared,
+        unprotected=evaluation.shown(config, task),
+    )
     simulation = Simulation(
         config=config,
         run=run,

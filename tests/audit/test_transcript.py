@@ -63,7 +63,7 @@ class TestHonestSchemes:
         ("scheme", "name", "repeats"), [(Plain(), "plain", False), (None, "masking", True)]
     )
     def test_equal_updates_are_equal_messages_in_clear_alone(self, scheme, name, repeats):
-        """Without a scheme nothing hides that two sites sent the same; under one, the same bytes must not come twice."""
+        """Without a scheme nothing hides that two sites sent the same; under one, no bytes may come twice."""
         recording, shape = record(scheme or Masking(threads=1), SchemeSpec(name=name), rounds=1)
         inputs = [
             place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def parts_of(paths: list[str], root: Path) -> set[str]:
     return {
         Path(path).relative_to(root).parts[1] for path in paths if path.startswith(f"{root}/") and "." in path
     }
+
+
+def told_by(run: Path) -> list[str]:
+    """What the ledger says was shown without protection."""
+    opening = json.loads((run / "ledger.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    return opening["body"]["unprotected"]
 
 
 @pytest.fixture
@@ -111,12 +118,15 @@ def test_a_coordinator_opens_images_alone_and_gets_the_same_model(data, tmp_path
     assert summary["evaluation_only"]["dice"]["per_site"] == {}
     assert not list((tmp_path / "there" / "previews").glob("*"))
     assert verify_file(tmp_path / "there" / "ledger.jsonl").status is Status.CLOSED
+    # Nor does the ledger say that it was shown.
+    assert not [text for text in told_by(tmp_path / "there") if "images" in text or "reference" in text]
     # The control: one process with everybody's data opens masks, and ends in the same bits, heads included.
     opened.clear()
     here = simulation.simulate(
         load_config(None, tree(data, stages=[1])), out=tmp_path / "here", observer=SilentObserver()
     )
     assert parts_of(opened, data) == {"images", "masks"}
+    assert any("per-site metrics on the test images" in text for text in told_by(tmp_path / "here"))
     assert here["final_model_sha256"] == summary["final_model_sha256"]
     for site in SITES:
         own = load_kept(tmp_path / "there" / "sites" / site / "own")
