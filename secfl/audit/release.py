@@ -19,11 +19,12 @@ from secfl.audit.mechanism import Assumed, MechanismAudit, audit_samples
 from secfl.audit.verdicts import REFUTED_LEVEL, SUSPECT_LEVEL, worst
 from secfl.crypto.codec import centre
 from secfl.dp.accounting import Relation, epsilon
+from secfl.dp.calibration import modulus_bits
 from secfl.dp.clipping import GridClip, PatientAccumulator
 from secfl.dp.effective import colluder_limit, z_broken
 from secfl.dp.events import PoissonSampled
 from secfl.dp.noise import NoiseShare, PatientSum, privatize
-from secfl.dp.plan import PrivacyPlan, Rounding, Schedule, modulus_bits
+from secfl.dp.plan import PrivacyPlan, Rounding, Schedule
 from secfl.errors import ConfigError, DataError
 from secfl.guarantees import Adversary, Behaviour, UnitOfPrivacy, View
 from secfl.ledger.reader import replay

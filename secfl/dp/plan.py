@@ -18,25 +18,23 @@ import rfc8785
 
 from secfl.dp.accounting import Accountant, Relation, epsilon_reference
 from secfl.dp.accounting import epsilon as _epsilon_of
+from secfl.dp.calibration import LARGEST_MULTIPLIER, SMALLEST_MULTIPLIER, least_noise
 from secfl.dp.effective import z_effective
 from secfl.dp.events import DpEvent, IntegerNoise, PoissonSampled, SelfComposed, compose
 from secfl.dp.integer import SMALLEST_SHARE
-from secfl.dp.noise import NoiseFamily, NoiseShare, noise_tail_bound
+from secfl.dp.noise import NoiseFamily, NoiseShare
 from secfl.errors import ConfigError, PrivacyError
 from secfl.guarantees import Behaviour, UnitOfPrivacy
 from secfl.types import MAX_VECTOR_LENGTH, join_fields
 
-__all__ = ["WEAK_EPSILON", "PrivacyPlan", "Rounding", "Schedule", "modulus_bits"]
+__all__ = ["WEAK_EPSILON", "PrivacyPlan", "Rounding", "Schedule"]
 
 WEAK_EPSILON: Final = 20.0
 """Above this ε in the aggregator's view a plan needs explicit consent."""
 
-_LARGEST_Z: Final = 1e5
-_SMALLEST_Z: Final = 1e-3
 _MOST_LEVELS: Final = 16
 _LARGEST_CHANGE: Final = 300.0
 """Largest |log| of the last release's noise over the first one's."""
-_WRAP_BITS: Final = 40
 _SAMPLER_BOUND: Final = 2.0**-110
 """No sampler of any width is further from ideal noise (docs/privacy.md, "The samplers"); see `_sampler_error`."""
 
@@ -103,7 +101,7 @@ class PrivacyPlan:
         _between("clip_norm", self.clip_norm, 1e-12, 1e12)
         _between("grid_norm", self.grid_norm, 1, 2**40)
         _between("dimension", self.dimension, 1, MAX_VECTOR_LENGTH)
-        _between("noise_multiplier", self.noise_multiplier, _SMALLEST_Z, _LARGEST_Z)
+        _between("noise_multiplier", self.noise_multiplier, SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER)
         _between("releases", self.releases, 1, 10**7)
         _between("cohort_size", self.cohort_size, 1, 10**4)
         _between("threshold", self.threshold, 1, self.cohort_size)
@@ -147,10 +145,10 @@ class PrivacyPlan:
     def _check_levels(self) -> None:
         above = (self.noise_multiplier, *self.levels)
         falling = all(low < high for high, low in zip(above, self.levels, strict=False))
-        if not (falling and above[-1] >= _SMALLEST_Z and len(self.levels) < _MOST_LEVELS):
+        if not (falling and above[-1] >= SMALLEST_MULTIPLIER and len(self.levels) < _MOST_LEVELS):
             raise ConfigError(
                 f"levels: expected fewer than {_MOST_LEVELS} multipliers, each below the one before and at "
-                f"least {_SMALLEST_Z:g}"
+                f"least {SMALLEST_MULTIPLIER:g}"
             )
         if self.levels and self.noise_decay != 1:
             raise ConfigError("levels: expected a noise_decay of 1, because noise follows one rule")
@@ -328,7 +326,7 @@ class PrivacyPlan:
         """
         if not (epsilon > 0 and math.isfinite(epsilon)):
             raise ConfigError("epsilon: expected a positive number")
-        return _least_noise(self, epsilon, reached)
+        return least_noise(self, epsilon, reached)
 
     # --- files
 
@@ -401,53 +399,3 @@ def _levels(raw: object) -> tuple[float, ...]:
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ConfigError(f"{name}: {value:g}, expected {low:g} to {high:g}")
-
-
-def _least_noise(plan: PrivacyPlan, target: float, reached: Callable[[PrivacyPlan], float]) -> PrivacyPlan:
-    """Bisection: the smallest multiplier (relative 1e-4) that meets the target."""
-
-    def at(z: float) -> PrivacyPlan:
-        return replace(plan, noise_multiplier=z)
-
-    def meets(z: float) -> bool:
-        try:
-            return reached(at(z)) <= target
-        except ConfigError:  # too little noise for the grid: search above
-            return False
-
-    high = max(plan.noise_multiplier, 0.5)
-    while not meets(high):
-        high *= 2
-        if high > _LARGEST_Z:
-            raise PrivacyError(f"no noise multiplier up to {_LARGEST_Z:g} reaches epsilon {target:g}")
-    low = high / 2
-    while low > 1e-3 and meets(low):
-        low, high = low / 2, low
-    while high > low * (1 + 1e-4):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if meets(middle) else (middle, high)
-    return at(high)
-
-
-def modulus_bits(
-    *,
-    signal_bound: int,
-    family: NoiseFamily,
-    total_sigma: float,
-    coordinates: int,
-    releases: int,
-) -> int:
-    """Least b such that the sum fits into ``[-2**(b-1), 2**(b-1))`` except with probability 2^-40 per run.
-
-    Args:
-        signal_bound: Public bound of one coordinate's sum without noise, over all clients, grid units.
-        family: Noise family.
-        total_sigma: Width of all clients' noise together, grid units; 0 without noise.
-        coordinates: d.
-        releases: T; the union is over d·T draws.
-    """
-    noise = 0
-    if total_sigma > 0:
-        log2_probability = -_WRAP_BITS - math.log2(coordinates) - math.log2(releases)
-        noise = noise_tail_bound(family, total_sigma, log2_probability=log2_probability)
-    return (signal_bound + noise).bit_length() + 1

@@ -10,8 +10,9 @@ from secfl.config import DpMode, DpSchedule, RunConfig, Scheme, Weighting
 from secfl.crypto import codec, weights
 from secfl.dp.accounting import Relation
 from secfl.dp.baselines import PercentileLaplace
+from secfl.dp.calibration import modulus_bits
 from secfl.dp.integer import SMALLEST_SHARE
-from secfl.dp.plan import PrivacyPlan, Schedule, modulus_bits
+from secfl.dp.plan import PrivacyPlan, Schedule
 from secfl.dp.sampling import batch_tail
 from secfl.errors import ConfigError
 from secfl.federation.drift import DriftMeter

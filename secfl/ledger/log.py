@@ -27,7 +27,7 @@ from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError, Priva
 from secfl.guarantees import Adversary, Guarantee
 from secfl.ledger.accounts import Account
 from secfl.ledger.canonical import canonical
-from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness, collect_signatures
+from secfl.ledger.checkpoints import Checkpoint, CoSigner
 from secfl.ledger.entry import (
     EntryType,
     Exposure,
@@ -36,6 +36,7 @@ from secfl.ledger.entry import (
 )
 from secfl.ledger.events import Event
 from secfl.ledger.sights import sampler_error
+from secfl.ledger.signing import CoSigners
 from secfl.ledger.site_accounts import SiteAccounts
 from secfl.ledger.state import LedgerState, Reservation, Terms, check_terms
 from secfl.ledger.statement import Statement
@@ -71,7 +72,7 @@ class PrivacyLedger:
         self._clock = clock
         self._account = account
         self._meter = meter_of(state)
-        self._witnesses: dict[str, Witness] = {}
+        self._co_signers = CoSigners(state.header.run_id)
 
     @classmethod
     def create(
@@ -353,30 +354,9 @@ class PrivacyLedger:
     def _sign_and_append(
         self, kind: str, co_signers: Sequence[CoSigner | Identity], reason: str
     ) -> Checkpoint:
-        state = self._state
-        signers = sorted((self._co_signer(signer) for signer in co_signers), key=lambda signer: signer.name)
-        sizes = {signer.last_size for signer in signers if 0 < signer.last_size <= state.size}
-        proposal = Checkpoint(
-            kind=kind,
-            run_id=state.header.run_id,
-            size=state.size,
-            root=state.tree.root(),
-            time=self._clock(),
-            reason=reason,
-            signers=tuple(signer.name for signer in signers),
-        )
-        signed = collect_signatures(
-            proposal, signers, proof_from={size: state.tree.consistency_proof(size) for size in sizes}
-        )
+        signed = self._co_signers.sign(self._state, co_signers, kind=kind, time=self._clock(), reason=reason)
         self._append((EntryType(kind), signed.body()), time=signed.time)
         return signed
-
-    def _co_signer(self, signer: CoSigner | Identity) -> CoSigner:
-        if not isinstance(signer, Identity):
-            return signer
-        if signer.name not in self._witnesses:
-            self._witnesses[signer.name] = Witness(signer, run_id=self.header.run_id)
-        return self._witnesses[signer.name]
 
     def _append(self, *bodies: tuple[EntryType, dict[str, Any]], time: str | None = None) -> None:
         """Check against everything before, write, and wait for the disk.

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secfl.dp.accounting import Accountant, Relation, epsilon
+from secfl.dp.calibration import modulus_bits
 from secfl.dp.events import Composed, IntegerNoise, PoissonSampled, SelfComposed, leaves
 from secfl.dp.noise import NoiseFamily, integer_sampler
-from secfl.dp.plan import PrivacyPlan, Rounding, Schedule, modulus_bits
+from secfl.dp.plan import PrivacyPlan, Rounding, Schedule
 from secfl.dp.what_if import plan_table, what_if_plan
 from secfl.errors import ConfigError, PrivacyError
 from secfl.guarantees import Behaviour, UnitOfPrivacy, View

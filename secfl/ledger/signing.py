@@ -1,0 +1,60 @@
+"""Having a log signed: who signs, and what each of them is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secfl.crypto.identity import Identity
+from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness, collect_signatures
+from secfl.ledger.state import LedgerState
+
+__all__ = ["CoSigners"]
+
+
+class CoSigners:
+    """The signers of one ledger; an identity signs through a witness that remembers what it signed.
+
+    Args:
+        run_id: Of the ledger.
+    """
+
+    def __init__(self, run_id: bytes) -> None:
+        self._run_id = run_id
+        self._witnesses: dict[str, Witness] = {}
+
+    def sign(
+        self, state: LedgerState, signers: Sequence[CoSigner | Identity], *, kind: str, time: str, reason: str
+    ) -> Checkpoint:
+        """Have the log so far signed, with a proof of consistency for each size that somebody signed before.
+
+        Args:
+            state: Everything recorded so far.
+            signers: Co-signers, or identities whose witnesses live here.
+            kind: ``checkpoint`` or ``close``.
+            time: Of the entry.
+            reason: Why the run ended; empty for a checkpoint.
+
+        Raises:
+            RemoteProtocolError: A client refuses, because it signed something that does not fit.
+        """
+        known = sorted((self._co_signer(signer) for signer in signers), key=lambda signer: signer.name)
+        sizes = {signer.last_size for signer in known if 0 < signer.last_size <= state.size}
+        proposal = Checkpoint(
+            kind=kind,
+            run_id=self._run_id,
+            size=state.size,
+            root=state.tree.root(),
+            time=time,
+            reason=reason,
+            signers=tuple(signer.name for signer in known),
+        )
+        return collect_signatures(
+            proposal, known, proof_from={size: state.tree.consistency_proof(size) for size in sizes}
+        )
+
+    def _co_signer(self, signer: CoSigner | Identity) -> CoSigner:
+        if not isinstance(signer, Identity):
+            return signer
+        if signer.name not in self._witnesses:
+            self._witnesses[signer.name] = Witness(signer, run_id=self._run_id)
+        return self._witnesses[signer.name]
