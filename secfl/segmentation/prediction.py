@@ -69,8 +69,8 @@ class Predictor:
     def __init__(
         self, config: RunConfig, inputs: ModelInputs, state: State, *, family: str | None = None
     ) -> None:
-        from secfl.segmentation.models.registry import build_model, model_spec
-        from secfl.segmentation.models.state import load_state
+        from secfl.segmentation.models.making import ModelMaker
+        from secfl.segmentation.models.registry import model_spec
         from secfl.segmentation.training import resolve_device
 
         self._config = config
@@ -87,11 +87,11 @@ class Predictor:
             spatial_dims=inputs.spatial_dims,
             family=family,
         )
-        self._model: nn.Module = build_model(
-            self._spec, seed=ExperimentSeed(config.seed).derive("initial-state")
-        )
-        load_state(self._model, state)
-        self._model = self._model.to(resolve_device(config.training.device, config.training.precision))
+        self._model: nn.Module = ModelMaker(
+            self._spec,
+            seed=ExperimentSeed(config.seed),
+            device=resolve_device(config.training.device, config.training.precision),
+        ).loaded(state)
 
     @property
     def class_names(self) -> tuple[str, ...]:

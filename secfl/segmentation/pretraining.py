@@ -24,10 +24,11 @@ from secfl.randomness import ExperimentSeed
 from secfl.segmentation.augmentation import Batch, Sample, augment, crop_batch
 from secfl.segmentation.data.cases import Case, Dataset
 from secfl.segmentation.digests import code_digest, settings_bytes
-from secfl.segmentation.models import ModelSpec, build_model, model_spec
+from secfl.segmentation.models import ModelSpec, model_spec
 from secfl.segmentation.models.checking import check_model
+from secfl.segmentation.models.making import ModelMaker
 from secfl.segmentation.models.registry import family_code
-from secfl.segmentation.models.state import load_state, state_of
+from secfl.segmentation.models.state import state_of
 from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State
 from secfl.segmentation.training import (
     Span,
@@ -169,7 +170,8 @@ class PretrainingTask:
             classes=dataset.channels,
             spatial_dims=dataset.spatial_dims,
         )
-        check_model(self._new_model(), self._spec)
+        self._models = ModelMaker(self._spec, seed=self._seed, device=self._device)
+        check_model(self._models.fresh(), self._spec)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -193,7 +195,7 @@ class PretrainingTask:
 
     def initial_state(self) -> State:
         """The first global model; the same for the same seed."""
-        return state_of(self._new_model())
+        return self._models.first_state()
 
     def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
         """``local_epochs`` passes over one site's training images."""
@@ -231,14 +233,6 @@ class PretrainingTask:
         """None: there is no truth to compare with."""
         return []
 
-    def _new_model(self) -> nn.Module:
-        return build_model(self._spec, seed=self._seed.derive("initial-state"))
-
-    def _model(self, state: State) -> nn.Module:
-        model = self._new_model()
-        load_state(model, state)
-        return model.to(self._device)
-
     def _samples(self, cases: Sequence[Case]) -> list[Sample]:
         """Images without their labels."""
         return [
@@ -255,7 +249,7 @@ class PretrainingTask:
     def _train(self, sites: Sequence[str], state: State, *, span: Span, label: str) -> tuple[State, float]:
         samples = [sample for site in sites for sample in self._samples(self._dataset.sites[site].train)]
         with deterministic(self._config.threads):
-            model = self._model(state)
+            model = self._models.loaded(state)
             loss = pretrain_span(
                 model,
                 samples,
@@ -272,7 +266,7 @@ class PretrainingTask:
         samples = self._samples(cases)
         shape = crop_shape(samples, crop=0, multiple=self._spec.multiple)
         with deterministic(self._config.threads), torch.inference_mode():
-            model = self._model(state).eval()
+            model = self._models.loaded(state).eval()
             batch = crop_batch(samples, shape=shape, generator=generator)
             seen, hidden = hide_patches(
                 batch.image, patch=settings.mask_patch, share=settings.mask_share, generator=generator

@@ -16,13 +16,13 @@ from secfl.segmentation.data.cases import Case, Dataset, Truth
 from secfl.segmentation.data.loading import load_dataset, reading_of
 from secfl.segmentation.data.public import split_public
 from secfl.segmentation.digests import code_digest, settings_bytes
-from secfl.segmentation.models.registry import ModelSpec, build_model, check_family, family_code, model_spec
+from secfl.segmentation.models.making import ModelMaker
+from secfl.segmentation.models.registry import check_family, family_code, model_spec
 from secfl.segmentation.task import LocalResult, ModelInputs, Preview, SiteMetrics, State, Task
 from secfl.types import join_fields
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from numpy.typing import NDArray
     from torch import nn
 
@@ -96,24 +96,36 @@ class SegmentationTask:
         self._seed = ExperimentSeed(config.seed)
         self._public = tuple(public)
         self._truth = truth
-        self._device: torch.device = resolve_device(config.training.device, config.training.precision)
         if not dataset.classes_are_common and config.training.local_parameters != "head":
             raise ConfigError(
                 "data.sites: the sites' classes differ; expected the same everywhere, or training.local_parameters "
                 '= "head"'
             )
-        self._spec = self._spec_for(dataset.classes)
+        own_heads = {
+            site: len(dataset.names_at(site))
+            for site in dataset.sites
+            if len(dataset.names_at(site)) != dataset.classes
+        }
+        self._spec = model_spec(
+            config.model,
+            in_channels=dataset.channels,
+            classes=dataset.classes,
+            spatial_dims=dataset.spatial_dims,
+        )
+        self._models = ModelMaker(
+            self._spec,
+            seed=self._seed,
+            device=resolve_device(config.training.device, config.training.precision),
+            classes_at=own_heads,
+            pretrained=None if config.model.pretrained is None else Path(config.model.pretrained),
+        )
         self._samples: dict[str, list[Sample]] = {}
-        model = self._new_model()
+        model = self._models.fresh()
         check_model(model, self._spec)
         self._personal = PersonalStates(
             local_names(model, self._spec, config.training.local_parameters),
-            self._initial(),
-            by_site={
-                site: self._initial(site)
-                for site in dataset.sites
-                if len(dataset.names_at(site)) != dataset.classes
-            },
+            self._models.first_state(),
+            by_site={site: self._models.first_state(site) for site in own_heads},
         )
         if config.privacy.mode is DpMode.PATIENT:
             from secfl.segmentation.patient_gradients import refuse_mixing_layers
@@ -192,26 +204,7 @@ class SegmentationTask:
 
     def initial_state(self) -> State:
         """The first global model, without what stays at the sites; the same for the same seed."""
-        return self._personal.shared(self._initial())
-
-    def _initial(self, site: str | None = None) -> State:
-        """Where a whole model starts: everywhere the same, but for a head for a site's own classes."""
-        from secfl.segmentation.models.state import state_of
-
-        model = self._new_model()
-        if site is not None and len(self._dataset.names_at(site)) != self._dataset.classes:
-            common, own = self._initial(), state_of(self._new_model(site))
-            return {
-                name: common[name] if name in common and common[name].shape == tensor.shape else tensor
-                for name, tensor in own.items()
-            }
-        if self._config.model.pretrained is None:
-            return state_of(model)
-        from secfl.segmentation.models.parts import head_names
-        from secfl.segmentation.pretraining import read_pretrained, transfer
-
-        pretrained = read_pretrained(Path(self._config.model.pretrained))
-        return transfer(pretrained, state_of(model), head=head_names(model, self._spec))
+        return self._personal.shared(self._models.first_state())
 
     def train(self, site: str, state: State, *, round_index: int) -> LocalResult:
         """Train ``local_epochs`` epochs from ``state`` on one site's training images."""
@@ -253,7 +246,9 @@ class SegmentationTask:
             )
         epochs = rounds * self._config.training.local_epochs
         label = "reference/" + "/".join(sorted(sites))
-        return self._alone(sorted(sites), self._initial(min(sites)), epochs=epochs, changes={}, label=label)
+        return self._alone(
+            sorted(sites), self._models.first_state(min(sites)), epochs=epochs, changes={}, label=label
+        )
 
     def adapt(
         self, site: str, state: State, *, epochs: int, learned: Learned, learning_rate: float | None = None
@@ -302,7 +297,7 @@ class SegmentationTask:
         groups = self._patients(site)
         with deterministic(self._config.threads):
             gradients = PatientGradients(
-                self._model(state),
+                self._models.loaded(state),
                 multiple=self._spec.multiple,
                 physical_batch=self._config.privacy.physical_batch,
                 method=self._gradient_method,
@@ -315,7 +310,7 @@ class SegmentationTask:
 
         sides = (2 * self._spec.multiple,) * self._spec.spatial_dims
         image = (self._dataset.channels, *sides)
-        return fastest_method(self._new_model(), image=image, classes=self._dataset.classes)
+        return fastest_method(self._models.fresh(), image=image, classes=self._dataset.classes)
 
     def _patients(self, site: str) -> list[list[Case]]:
         """Training cases by patient, patients in the order of their names."""
@@ -356,27 +351,7 @@ class SegmentationTask:
 
     def module(self, state: State) -> tuple[nn.Module, int]:
         """A whole model on its device, and what the sides of its input must be multiples of."""
-        return self._model(state), self._spec.multiple
-
-    def _spec_for(self, classes: int) -> ModelSpec:
-        return model_spec(
-            self._config.model,
-            in_channels=self._dataset.channels,
-            classes=classes,
-            spatial_dims=self._dataset.spatial_dims,
-        )
-
-    def _new_model(self, site: str | None = None) -> nn.Module:
-        """The first model, with a head for the classes of a site."""
-        spec = self._spec if site is None else self._spec_for(len(self._dataset.names_at(site)))
-        return build_model(spec, seed=self._seed.derive("initial-state"))
-
-    def _model(self, state: State, site: str | None = None) -> nn.Module:
-        from secfl.segmentation.models.state import load_state
-
-        model = self._new_model(site)
-        load_state(model, state)
-        return model.to(self._device)
+        return self._models.loaded(state), self._spec.multiple
 
     def _train(
         self,
@@ -397,7 +372,7 @@ class SegmentationTask:
             if site not in self._samples:
                 self._samples[site] = samples_of(self._dataset.sites[site].train)
         with deterministic(self._config.threads):
-            model = self._model(state, sites[0])
+            model = self._models.loaded(state, sites[0])
             freeze_for_stage(model, self._spec, stages=settings.stages, round_index=round_index)
             loss = train_span(
                 model,
@@ -415,7 +390,7 @@ class SegmentationTask:
 
         with deterministic(self._config.threads):
             return predict(
-                self._model(state, site),
+                self._models.loaded(state, site),
                 [case.image for case in cases],
                 multiple=self._spec.multiple,
                 augmentation=self._config.model.test_time_augmentation,
