@@ -43,8 +43,9 @@ def report(
     """
     from secfl.report.facts import read_run
     from secfl.report.page import facts_as_json, run_page, write_page
+    from secfl.report.study_files import is_study
 
-    if (run / "table.json").is_file() and not (run / "config.toml").exists():
+    if is_study(run):
         _study(run, out=out, as_json=as_json)
         return
     facts = read_run(run, audits=audit or (), include_images=include_images)
@@ -65,7 +66,8 @@ def report(
 
 def _study(folder: Path, *, out: Path | None, as_json: bool) -> None:
     from secfl.report.page import write_page
-    from secfl.report.study import read_study, study_page
+    from secfl.report.study import study_page
+    from secfl.report.study_files import read_study
 
     facts = read_study(folder)
     if as_json:

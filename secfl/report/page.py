@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from secfl._version import __version__
 from secfl.errors import ConfigError
@@ -25,6 +26,7 @@ __all__ = ["render", "run_page", "write_page"]
 
 LARGEST = 5_000_000
 """Bytes that a page may have."""
+_BACKTICKS = re.compile("`([^`]+)`")
 
 
 def run_page(facts: RunFacts) -> str:
@@ -80,6 +82,7 @@ def render(template: str, *, title: str, plots: Sequence[Plot], **values: Any) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["coded"] = _coded
     script, places = embed(plots)
     # Bokeh's script and places are its own output, and the other files are ours.
     return environment.get_template(template).render(
@@ -114,6 +117,11 @@ def write_page(text: str, out: Path) -> None:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
+def _coded(text: str) -> Markup:
+    """What stands between backticks as code; everything is escaped before."""
+    return Markup(_BACKTICKS.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped in this line
+
+
 def _own(name: str) -> str:
     return resources.files("secfl.report").joinpath("templates", name).read_text(encoding="utf-8")
 
@@ -124,13 +132,24 @@ def _scores(summary: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, A
     if "dice" not in evaluation:
         return []
     clients = evaluation.get("clients", {})
+    families = (summary or {}).get("families", {})
     rows = [("global student" if clients else "federated model", evaluation["dice"])]
     rows += [(f"class {name}", row) for name, row in evaluation.get("dice_by_class", {}).items()]
-    rows += [(f"{site}'s model in the federation", row) for site, row in sorted(clients.items())]
+    rows += [
+        (f"{site}'s model{_family(families.get(site))} in the federation", row)
+        for site, row in sorted(clients.items())
+    ]
     if "references" in evaluation:
-        rows += [(f"{site} alone", row) for site, row in sorted(evaluation["references"]["local"].items())]
+        rows += [
+            (f"{site}{_family(families.get(site))} alone", row)
+            for site, row in sorted(evaluation["references"]["local"].items())
+        ]
         rows.append(("pooled data (no privacy)", evaluation["references"]["pooled"]))
     return rows
+
+
+def _family(name: str | None) -> str:
+    return f" ({name})" if name else ""
 
 
 def _digests(facts: RunFacts) -> dict[str, str]:

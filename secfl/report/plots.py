@@ -14,7 +14,7 @@ from bokeh.resources import Resources
 
 from secfl.report.facts import RunFacts
 
-__all__ = ["Plot", "Series", "bars", "embed", "lines", "run_plots", "script_library"]
+__all__ = ["Plot", "Series", "bars", "dots", "embed", "lines", "run_plots", "script_library"]
 
 # Okabe and Ito's colours: told apart by nearly everybody, and clear on light and on dark paper.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a8a8a")
@@ -133,6 +133,26 @@ def bars(key: str, *, title: str, text: str, y: str, series: Sequence[Series], d
     rows = tuple(
         (str(name), *(f"{one.y[place]:.{digits}f}" for one in series)) for place, name in enumerate(names)
     )
+    return Plot(
+        key=key, title=title, text=text, model=model, head=("", *(one.name for one in series)), rows=rows
+    )
+
+
+def dots(key: str, *, title: str, text: str, x: str, series: Sequence[Series], digits: int = 3) -> Plot:
+    """Markers beside names, one row for each name, one kind of marker for each series."""
+    names = list(series[0].x)
+    model = _figure(
+        key, x=x, y="", categories=[str(name) for name in reversed(names)], height=110 + 26 * len(names)
+    )
+    model.x_range = DataRange1d()
+    for one, colour, marker in zip(series, cycle(_COLOURS), cycle(_MARKERS), strict=False):
+        data = {"place": [str(name) for name in one.x], "value": list(one.y), "name": [one.name] * len(one.x)}
+        model.scatter(
+            "value", "place", source=data, color=colour, marker=marker, size=10, legend_label=one.name
+        )
+    model.add_tools(HoverTool(tooltips=[("", "@place"), ("@name", f"@value{{0.{'0' * digits}}}")]))
+    _finish(model, key, legend=True)
+    rows = tuple((str(name), *(_at(one, name, digits) for one in series)) for name in names)
     return Plot(
         key=key, title=title, text=text, model=model, head=("", *(one.name for one in series)), rows=rows
     )

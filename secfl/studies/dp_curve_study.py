@@ -14,7 +14,7 @@ from secfl._version import __version__
 from secfl.benchmarking.suite import describe_machine
 from secfl.federation.checkpoint import write_atomically
 from secfl.studies.dp_curve import JobSpec, Preset, job_specs, runs_folder
-from secfl.studies.dp_curve_tables import figures, markdown
+from secfl.studies.dp_curve_tables import conclusions, figures, markdown
 from secfl.studies.dp_curve_work import PUBLIC_MODEL, finished_rounds, measure_costs, pretrain, run_job
 from secfl.studies.jobs import Job, Listener, read_result, run_jobs, store_result
 
@@ -92,6 +92,7 @@ def run_study(
         "settings": preset.as_dict(),
         "parameters": next(iter(results.values()))["parameters"],
         **found,
+        "conclusions": conclusions(found),
         "versions": _versions(),
         "machine": describe_machine(),
         "processes": processes,

@@ -9,7 +9,7 @@ from typing import Any
 
 from secfl.studies.dp_curve import CLASS_NAMES, LARGE_TISSUES, VESSEL, Arm, JobSpec, Preset
 
-__all__ = ["DEFINITIONS", "LEVELS", "figures", "markdown"]
+__all__ = ["DEFINITIONS", "LEVELS", "conclusions", "figures", "markdown"]
 
 _CONVERGED = 0.005
 _KEPT_LARGE, _KEPT_VESSEL = 0.95, 0.75
@@ -183,7 +183,14 @@ def markdown(document: Mapping[str, Any]) -> str:
                 _cell(entry["mean_dice"]),
             ]
             lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Dice ± spread over seeds.", "", *_kept_table(document), "", *_verdicts(document)]
+    lines += [
+        "",
+        "Dice ± spread over seeds.",
+        "",
+        *_kept_table(document),
+        "",
+        *(f"- {line}" for line in conclusions(document)),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -205,12 +212,13 @@ def _kept_table(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _verdicts(document: Mapping[str, Any]) -> list[str]:
+def conclusions(document: Mapping[str, Any]) -> list[str]:
+    """What the figures say about the study's claims, one sentence each."""
     convergence = document["convergence"]
     largest = max(convergence["movement"].values())
     lines = [
         (
-            f"- Baselines moved by at most {largest:.4f} in the last quarter of their rounds "
+            f"Baselines moved by at most {largest:.4f} in the last quarter of their rounds "
             f"(limit {convergence['limit']}): {_word(convergence['met'])}."
         )
     ]
@@ -220,7 +228,7 @@ def _verdicts(document: Mapping[str, Any]) -> list[str]:
         outside = [name for name, row in rows.items() if row["met"] is False and name != "mean"]
         tail = f"; outside it by class: {', '.join(outside)}" if outside else ""
         lines.append(
-            f"- Secure less pooled at ε = {level}, mean over classes: {mean['difference']:+.4f} ({spread}): "
+            f"Secure less pooled at ε = {level}, mean over classes: {mean['difference']:+.4f} ({spread}): "
             f"{_word(mean['met'])}{tail}."
         )
     kept = document["kept_at_target"]
@@ -228,7 +236,7 @@ def _verdicts(document: Mapping[str, Any]) -> list[str]:
         if arm in kept:
             row = kept[arm]
             lines.append(
-                f"- {_ARM_WORDS[arm].capitalize()} keeps at ε = {kept['epsilon']:g}: large tissues at least "
+                f"{_ARM_WORDS[arm].capitalize()} keeps at ε = {kept['epsilon']:g}: large tissues at least "
                 f"{100 * min(row['large_tissues'].values()):.1f} % (target 95 %): "
                 f"{_word(row['large_tissues_met'])}; vein {100 * row['vein']:.1f} % (target 75 %): "
                 f"{_word(row['vein_met'])}."

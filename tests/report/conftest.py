@@ -1,4 +1,4 @@
-"""A small private run and a small run without noise, made once."""
+"""Small runs, made once: with noise, without, and of unlike models."""
 
 from __future__ import annotations
 
@@ -39,6 +39,27 @@ def open_run(tmp_path_factory) -> Path:
         "training": {"rounds": 4, "local_epochs": 1},
         "secure_agg": {"scheme": "masking", "threshold": 3},
         "references": True,
+    }
+    simulation.simulate(load_config(None, settings), out=run, observer=SilentObserver())
+    return run
+
+
+@pytest.fixture(scope="session")
+def unlike_run(tmp_path_factory) -> Path:
+    """Three sites that average their models apart, and one with another model; a student for all."""
+    run = tmp_path_factory.mktemp("runs") / "unlike"
+    settings = SMALL | {
+        "clients": 4,
+        "data": SMALL["data"] | {"public": ["open"]},
+        "training": {"rounds": 2, "local_epochs": 1},
+        "references": True,
+        "multi_model": {
+            "families": ["cnn", "cnn", "cnn", "unet"],
+            "average": ["cnn"],
+            "student": "unet",
+            "distill_epochs": 1,
+            "student_epochs": 1,
+        },
     }
     simulation.simulate(load_config(None, settings), out=run, observer=SilentObserver())
     return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 
 from secfl.report.facts import read_run
 from secfl.report.page import run_page, write_page
+from secfl.report.study import study_page
+from secfl.report.study_files import read_study
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -42,7 +45,7 @@ def browser():
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(60)
+    driver.set_page_load_timeout(180)
     yield driver
     driver.quit()
 
@@ -71,7 +74,7 @@ def opened(browser, page):
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser.get(page.as_uri())
-    WebDriverWait(browser, 30).until(
+    WebDriverWait(browser, 180).until(
         lambda driver: driver.execute_script(
             "return window.Bokeh !== undefined && Bokeh.documents.every(d => d.is_idle)"
         )
@@ -151,6 +154,71 @@ class TestReport:
         opened(browser, page)
         (paper,) = colours(browser, ("--paper",))
         assert paper == (255, 255, 255)
+
+
+@pytest.mark.parametrize("name", ["dvt", "universal", "adaptive-dp", "dp-curve", "unlike models"])
+class TestOtherPages:
+    """The pages of studies, from the files that the project ships, and of a run of unlike models."""
+
+    @pytest.fixture
+    def other(self, name, project, request, tmp_path):
+        path = tmp_path / "report.html"
+        if name == "unlike models":
+            write_page(run_page(read_run(request.getfixturevalue("unlike_run"))), path)
+        else:
+            write_page(study_page(read_study(project / "docs" / "results" / name)), path)
+        return path
+
+    def test_no_errors_plots_drawn_every_table_sorts_and_a_phone_shows_it(self, browser, other):
+        from selenium.webdriver.common.by import By
+
+        opened(browser, other)
+        assert np.ptp(pixels(browser)) > 200
+        plots = browser.find_elements(By.CSS_SELECTOR, "figure.plot .canvas")
+        assert len(plots) == len(browser.find_elements(By.CSS_SELECTOR, "figure.plot .bk-Figure"))
+        for plot in plots:
+            assert (np.ptp(pixels(browser, plot), axis=2) > 60).mean() > 5e-4, "an empty plot"
+        for image in browser.find_elements(By.TAG_NAME, "img"):
+            assert browser.execute_script("return arguments[0].naturalWidth", image) > 0
+            assert image.get_attribute("alt")
+        tables = browser.find_elements(By.CSS_SELECTOR, "table.sortable")
+        assert tables
+        for table in tables:
+            for at in range(len(table.find_elements(By.CSS_SELECTOR, "thead th"))):
+                up, down = (there_first(sorted_column(browser, table, at)) for _ in range(2))
+                assert up == list(reversed(down))
+                assert up == sorted(up) or isinstance(up[0], str)
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True},
+        )
+        opened(browser, other)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+        assert not [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}]
+
+
+def sorted_column(browser, table, at: int) -> list[str]:
+    """Click the head of a column; its cells' values afterwards."""
+    return browser.execute_script(
+        "const [table, at] = arguments;"
+        "table.tHead.rows[0].cells[at].querySelector('button').click();"
+        "return [...table.tBodies[0].rows].map(r => r.cells[at].dataset.value ?? r.cells[at].textContent.trim())",
+        table,
+        at,
+    )
+
+
+def there_first(cells: list[str]) -> list[float] | list[str]:
+    """The cells of a sorted column, figures as such where all are; what is missing must come last.
+
+    Words are sorted by the numbers in them, so that a leading zero makes no difference.
+    """
+    there = [cell for cell in cells if cell not in {"", "-"}]
+    assert cells[: len(there)] == there
+    try:
+        return [float(cell) for cell in there]
+    except ValueError:
+        return [re.sub(r"0+(?=\d)", "", cell) for cell in there]
 
 
 def colours(browser, names) -> list[tuple[int, int, int]]:

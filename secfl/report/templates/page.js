@@ -13,12 +13,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = [...table.tBodies[0].rows];
+      const absent = (cell) => cell === "-" || cell === "";
+      // One rule for the whole column: a mixture of figures and words is sorted as words.
+      const figures = rows.every((row) => absent(value(row, at)) || !Number.isNaN(Number(value(row, at))));
       rows.sort((a, b) => {
         const [x, y] = [value(a, at), value(b, at)];
-        const [p, q] = [Number.parseFloat(x), Number.parseFloat(y)];
-        const missing = Number(x === "-" || x === "") - Number(y === "-" || y === "");
-        if (missing) return missing;
-        const order = Number.isNaN(p) || Number.isNaN(q) ? x.localeCompare(y) : p - q;
+        if (absent(x) !== absent(y)) return Number(absent(x)) - Number(absent(y));
+        const order = figures ? Number(x) - Number(y) : x.localeCompare(y, undefined, { numeric: true });
         return down ? -order : order;
       });
       table.tBodies[0].append(...rows);
@@ -45,4 +46,5 @@ function paint() {
 }
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 dark.addEventListener("change", paint);
+window.matchMedia("print").addEventListener("change", paint);
 window.addEventListener("load", () => setTimeout(paint, 50));
