@@ -76,7 +76,8 @@ def opened(browser, page):
     browser.get(page.as_uri())
     WebDriverWait(browser, 180).until(
         lambda driver: driver.execute_script(
-            "return window.Bokeh !== undefined && Bokeh.documents.every(d => d.is_idle)"
+            "return document.readyState === 'complete' && (!document.querySelector('figure.plot') ||"
+            " window.Bokeh !== undefined && Bokeh.documents.every(d => d.is_idle))"
         )
     )
     return browser
