@@ -6,7 +6,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
+<<<<<<< Updated upstream
 .PHONY: help setup simulate dp-curve test test-slow coverage guards test-flower flower-demo test-nvflare nvflare-demo faults check format bench readme figures constraints peers docs clean
+=======
+.PHONY: help setup simulate dp-curve test test-slow test-flower flower-demo test-nvflare nvflare-demo faults check format bench bench-gate bench-baseline dist readme figures constraints peers docs clean
+>>>>>>> Stashed changes
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +95,10 @@ bench: setup ## The benchmarks, one process; their JSON is kept under build/benc
 
 bench-gate: setup ## Has anything become much slower, or any message larger, than benchmarks/baseline.json says?
 	$(BIN)/secfl bench all --gate benchmarks/baseline.json
+
+bench-baseline: setup ## Measure benchmarks/baseline.json again; on an idle machine, and commit it
+	mkdir -p build
+	$(BIN)/secfl bench all --json > build/baseline.json && mv build/baseline.json benchmarks/baseline.json
 
 dist: setup ## Build the wheel and the source archive into dist, and try both in clean environments
 	rm -rf dist

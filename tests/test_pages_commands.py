@@ -63,7 +63,7 @@ def test_every_command_on_every_page_exists_with_its_options(project):
     ("command", "wrong"),
     [
         ("secfl simulat", "no command simulat"),
-        ("secfl ledger verfy run", "no command verfy"),
+        ("secfl ledger confirm run", "no command confirm"),
         ("secfl simulate --epsilo 8", "no option --epsilo"),
         ("secfl ledger verify run --keys k.json", None),
     ],

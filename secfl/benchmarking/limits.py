@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-__all__ = ["Limits", "measure_limits"]
+__all__ = ["Limits", "limiting_operations", "measure_limits"]
 
 _BLOCK_BYTES: Final = 1 << 17
 _AES_BLOCK: Final = 16
@@ -39,6 +39,15 @@ class Limits:
 
 def measure_limits(parameters: int, *, repeats: int) -> Limits:
     """Measure both on a vector of ``parameters`` words, ``repeats`` times, and keep the least."""
+    expand, add = limiting_operations(parameters)
+    return Limits(
+        aes_ctr_ns_per_param=_best(expand, repeats) / parameters * 1e9,
+        add_ns_per_param=_best(add, repeats) / parameters * 1e9,
+    )
+
+
+def limiting_operations(parameters: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Expanding one mask, and adding one vector, of ``parameters`` words each."""
     vector = np.zeros(parameters, np.uint32)
     other = np.ones(parameters, np.uint32)
 
@@ -56,10 +65,7 @@ def measure_limits(parameters: int, *, repeats: int) -> Limits:
     def add() -> None:
         np.add(vector, other, out=vector)
 
-    return Limits(
-        aes_ctr_ns_per_param=_best(expand, repeats) / parameters * 1e9,
-        add_ns_per_param=_best(add, repeats) / parameters * 1e9,
-    )
+    return expand, add
 
 
 def _best(work: Callable[[], None], repeats: int) -> float:

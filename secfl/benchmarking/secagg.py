@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import mean, median
@@ -44,8 +44,20 @@ _INPUT_PHASES: Final = ("masked-input", "ckks-input", "plain-input")
 _OPENING_PHASES: Final = ("ckks-open",)
 
 
-def benchmark_scheme(workload: Workload, scheme: SchemeSpec, *, key_mode: str) -> Row:
+def benchmark_scheme(
+    workload: Workload,
+    scheme: SchemeSpec,
+    *,
+    key_mode: str,
+    after_pass: Callable[[Mapping[str, float]], None] | None = None,
+) -> Row:
     """Measure one scheme.
+
+    Args:
+        workload: What is summed.
+        scheme: By which scheme.
+        key_mode: Its name for the table.
+        after_pass: Called after every timed pass with its figures, nanoseconds per parameter.
 
     Returns:
         Processor times, medians over the clients of one pass; of several passes the least counts, figure by
@@ -62,8 +74,11 @@ def benchmark_scheme(workload: Workload, scheme: SchemeSpec, *, key_mode: str) -
     for _ in range(workload.repeats):
         one = _Pass(workload, aggregation, scheme)
         one.run()
-        for name, value in one.figures().items():
+        figures = one.figures()
+        for name, value in figures.items():
             best.setdefault(name, Best()).take(value)
+        if after_pass is not None:
+            after_pass(figures)
     times = {name: figure.value for name, figure in best.items()}
     apart = workload.threads == 1  # the time of several threads in one function says nothing
     return Row(

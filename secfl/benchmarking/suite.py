@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,7 +60,12 @@ class Report:
 
 
 def run_suite(
-    workload: Workload, schemes: Sequence[str], *, peers: Path | None, progress: Callable[[str], None]
+    workload: Workload,
+    schemes: Sequence[str],
+    *,
+    peers: Path | None,
+    progress: Callable[[str], None],
+    recorder: Callable[[str, str], Callable[[Mapping[str, float]], None]] | None = None,
 ) -> Report:
     """Measure everything, one after the other.
 
@@ -69,6 +74,7 @@ def run_suite(
         schemes: Names of our schemes; ``ckks`` stands for both key modes.
         peers: The folder of ``make peers``, or ``None`` to leave other frameworks out.
         progress: Told what comes next.
+        recorder: Given a scheme's name and key mode, returns who is told the figures of each of its passes.
 
     Raises:
         ConfigError: An unknown scheme, or a workload that a scheme refuses.
@@ -82,7 +88,8 @@ def run_suite(
     rows: list[Row] = []
     for key_mode, scheme in chosen:
         progress(f"{scheme.name} ({key_mode})")
-        rows.append(benchmark_scheme(workload, scheme, key_mode=key_mode))
+        listener = None if recorder is None else recorder(scheme.name, key_mode)
+        rows.append(benchmark_scheme(workload, scheme, key_mode=key_mode, after_pass=listener))
     skipped = []
     for peer in PEERS if peers is not None else ():
         assert peers is not None

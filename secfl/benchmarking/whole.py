@@ -1,15 +1,16 @@
-"""What the core of secfl costs, every time as a ratio to a reference operation measured in the same run.
+"""What the core of secfl costs, every time as a ratio to a reference operation timed in turns with it.
 
-Ratios compare between runs and machines where times do not; `gate` compares them with those of an earlier run.
+Ratios compare between runs and machines where times do not; `secfl.benchmarking.gating` compares them with those of an
+earlier run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -18,20 +19,18 @@ import numpy as np
 
 from secfl._version import __version__
 from secfl.benchmarking.ledgers import write_ledger
+from secfl.benchmarking.limits import limiting_operations
+from secfl.benchmarking.paired import Paired, PassRecorder, Yardstick, paired
 from secfl.benchmarking.suite import describe_machine, run_suite
 from secfl.benchmarking.workload import Workload
 from secfl.dp.clipping import GridClip
 from secfl.dp.noise import NoiseFamily, NoiseShare, PatientSum, integer_sampler, privatize
-from secfl.errors import DataError
 from secfl.ledger.verify import verify_file
 from secfl.randomness import SystemRng
 
-__all__ = ["BenchPreset", "Figure", "Kind", "gate", "measure_all"]
+__all__ = ["FORMAT_VERSION", "BenchPreset", "Figure", "Kind", "measure_all"]
 
-FORMAT_VERSION: Final = 1
-_SLOWER: Final = 1.6
-"""A ratio of times may be so many times the earlier one: two runs on a shared machine differ by less."""
-_LARGER: Final = 1.01
+FORMAT_VERSION: Final = 2
 
 
 class BenchPreset(StrEnum):
@@ -57,10 +56,11 @@ class Figure:
     Attributes:
         name: Unique.
         kind: Time or size.
-        value: In ``unit``.
+        value: In ``unit``; of a time the least of the repetitions.
         unit: Of ``value``.
         reference: The operation, or the size, that it is compared with.
-        ratio: ``value`` over the reference's, measured in the same run.
+        ratio: To the reference's; of a time the median over repetitions, each beside a reference of its own.
+        spread: Distance between the quarters of those ratios, over the median; 0 for a size.
     """
 
     name: str
@@ -69,6 +69,7 @@ class Figure:
     unit: str
     reference: str
     ratio: float
+    spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +82,11 @@ class _Size:
 
 
 _SIZES: Mapping[BenchPreset, _Size] = {
-    BenchPreset.SMOKE: _Size(draws=200_000, entries=300, repeats=3, sums=(("masking,ckks", 200_000, 5),)),
+    BenchPreset.SMOKE: _Size(draws=200_000, entries=300, repeats=7, sums=(("masking,ckks", 200_000, 5),)),
     BenchPreset.FULL: _Size(
         draws=1_000_000,
         entries=3000,
-        repeats=5,
+        repeats=7,
         sums=(("plain,masking,ckks", 1_000_000, 10), ("masking", 10_000_000, 10)),
     ),
 }
@@ -108,14 +109,16 @@ def measure_all(
     figures: list[Figure] = []
     tables = []
     for schemes, parameters, clients in size.sums:
+        sums = _Sums(parameters)
         report = run_suite(
             Workload(parameters=parameters, clients=clients, repeats=size.repeats),
             schemes.split(","),
             peers=peers,
             progress=progress,
+            recorder=sums.recorder,
         ).to_json()
         tables.append(report)
-        figures += _sums(report)
+        figures += sums.figures(report)
     progress("noise, clipping")
     figures += _privacy(size)
     progress("ledger")
@@ -125,93 +128,91 @@ def measure_all(
         "secfl": __version__,
         "preset": preset.value,
         "machine": describe_machine(),
-        "figures": [{**asdict(figure), "kind": figure.kind.value} for figure in figures],
+        "figures": [as_row(figure) for figure in figures],
         "secagg": tables,
     }
 
 
-def gate(document: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
-    """What became slower or larger than in an earlier run of the same preset, one sentence each.
-
-    Args:
-        document: From `measure_all`.
-        earlier: The same of an earlier version. Figures that one of them lacks are not compared.
-
-    Raises:
-        DataError: ``earlier`` is of another preset or format.
-    """
-    try:
-        if (earlier["format_version"], earlier["preset"]) != (FORMAT_VERSION, document["preset"]):
-            raise DataError(
-                f"baseline: format {earlier['format_version']}, preset {earlier['preset']}; "
-                f"expected {FORMAT_VERSION} and {document['preset']}"
-            )
-        before = {row["name"]: float(row["ratio"]) for row in earlier["figures"]}
-    except (KeyError, TypeError, ValueError):
-        raise DataError("baseline: expected what `secfl bench all --json` prints") from None
-    found = []
-    for row in document["figures"]:
-        allowed = _SLOWER if row["kind"] == Kind.TIME.value else _LARGER
-        if row["name"] in before and row["ratio"] > allowed * before[row["name"]]:
-            found.append(
-                f"{row['name']}: {row['ratio']:.2f} times {row['reference']}, was {before[row['name']]:.2f}"
-            )
-    return found
+def as_row(figure: Figure) -> dict[str, Any]:
+    """A figure as it stands in the document."""
+    return {**asdict(figure), "kind": figure.kind.value}
 
 
-def _sums(report: Mapping[str, Any]) -> Iterator[Figure]:
-    mask, add = report["limits"]["aes_ctr_ns_per_param"], report["limits"]["add_ns_per_param"]
-    workload = report["workload"]
-    for row in report["results"]:
-        if row["scheme"] not in {"plain", "masking", "ckks"}:
-            continue
-        name = row["scheme"] if row["scheme"] != "ckks" else f"ckks {row['key_mode']}"
-        where = f"{name}, {workload['parameters']:,} x {workload['clients']}"
-        for part, reference, least in (
-            ("client", "one AES-256-CTR mask", mask),
-            ("server", "one addition", add),
-            ("open", "one addition", add),
-        ):
-            value = row[f"{part}_ns_per_param"]
+class _Sums:
+    """Secure aggregation beside one mask and one addition, timed after every pass."""
+
+    def __init__(self, parameters: int) -> None:
+        expand, add = limiting_operations(parameters)
+        self._yardsticks = {
+            "one AES-256-CTR mask": Yardstick(expand, unit=parameters),
+            "one addition": Yardstick(add, unit=parameters),
+        }
+        self._recorders: dict[tuple[str, str], PassRecorder] = {}
+
+    def recorder(self, scheme: str, key_mode: str) -> Callable[[Mapping[str, float]], None]:
+        recorder = self._recorders[scheme, key_mode] = PassRecorder(self._yardsticks)
+        return lambda figures: recorder.take({name: value / 1e9 for name, value in figures.items()})
+
+    def figures(self, report: Mapping[str, Any]) -> Iterator[Figure]:
+        workload = report["workload"]
+        for row in report["results"]:
+            recorder = self._recorders.get((row["scheme"], row["key_mode"]))
+            if recorder is None:  # another framework
+                continue
+            name = row["scheme"] if row["scheme"] != "ckks" else f"ckks {row['key_mode']}"
+            where = f"{name}, {workload['parameters']:,} x {workload['clients']}"
+            for part, reference in (
+                ("client", "one AES-256-CTR mask"),
+                ("server", "one addition"),
+                ("open", "one addition"),
+            ):
+                yield _time(
+                    f"{where}: {part}", recorder.beside(part, reference), "ns per parameter", reference
+                )
             yield Figure(
-                name=f"{where}: {part}",
-                kind=Kind.TIME,
-                value=value,
-                unit="ns per parameter",
-                reference=reference,
-                ratio=round(value / least, 3),
+                name=f"{where}: up",
+                kind=Kind.BYTES,
+                value=row["bytes_up_per_param"],
+                unit="bytes per parameter",
+                reference="a float32",
+                ratio=round(row["bytes_up_per_param"] / 4, 4),
             )
-        yield Figure(
-            name=f"{where}: up",
-            kind=Kind.BYTES,
-            value=row["bytes_up_per_param"],
-            unit="bytes per parameter",
-            reference="a float32",
-            ratio=round(row["bytes_up_per_param"] / 4, 4),
-        )
 
 
 def _privacy(size: _Size) -> Iterator[Figure]:
     generator = np.random.default_rng(0)  # the yardstick; nothing private is drawn from it
-    normal = _best(lambda: generator.normal(0.0, 1000.0, size.draws), size.repeats) / size.draws
+    normal = Yardstick(lambda: generator.normal(0.0, 1000.0, size.draws), unit=size.draws)
     secret = SystemRng()
     for family in NoiseFamily:
         for sigma in (64.0, 1e5):
-            sampler = integer_sampler(family, sigma)
-            seconds = _best(lambda: sampler.draw(size.draws, secret), size.repeats) / size.draws  # noqa: B023 - at once
+            draw = partial(integer_sampler(family, sigma).draw, size.draws, secret)
             yield _time(
-                f"{family.value} noise, σ {sigma:g}", seconds, "ns per draw", "NumPy's normal", normal
+                f"{family.value} noise, σ {sigma:g}",
+                paired(draw, normal, repeats=size.repeats, unit=size.draws),
+                "ns per draw",
+                "NumPy's normal",
             )
     total = PatientSum(values=np.zeros(size.draws, np.int64), sensitivity=4096)
     share = NoiseShare(family=NoiseFamily.DISCRETE_GAUSSIAN, sigma=4096.0)
-    seconds = _best(lambda: privatize(total, noise=share, bits=24, rng=secret), size.repeats) / size.draws
-    yield _time("noise added to an update", seconds, "ns per parameter", "NumPy's normal", normal)
-    gradient = generator.normal(0, 1, size.draws).astype(np.float32)
-    scale = _best(lambda: gradient * (1.0 / float(np.linalg.norm(gradient))), size.repeats) / size.draws
-    grid = GridClip.single(dimension=size.draws, clip_norm=1.0, grid_norm=2**16)
-    seconds = _best(lambda: grid.clip(gradient), size.repeats) / size.draws
     yield _time(
-        "one patient clipped to the grid", seconds, "ns per parameter", "NumPy's norm and scaling", scale
+        "noise added to an update",
+        paired(
+            lambda: privatize(total, noise=share, bits=24, rng=secret),
+            normal,
+            repeats=size.repeats,
+            unit=size.draws,
+        ),
+        "ns per parameter",
+        "NumPy's normal",
+    )
+    gradient = generator.normal(0, 1, size.draws).astype(np.float32)
+    scale = Yardstick(lambda: gradient * (1.0 / float(np.linalg.norm(gradient))), unit=size.draws)
+    grid = GridClip.single(dimension=size.draws, clip_norm=1.0, grid_norm=2**16)
+    yield _time(
+        "one patient clipped to the grid",
+        paired(lambda: grid.clip(gradient), scale, repeats=size.repeats, unit=size.draws),
+        "ns per parameter",
+        "NumPy's norm and scaling",
     )
 
 
@@ -220,35 +221,27 @@ def _ledger(size: _Size) -> Iterator[Figure]:
         path = Path(folder) / "ledger.jsonl"
         write_ledger(path, rounds=size.entries // 2)
         content = path.read_bytes()
-        digest = _best(lambda: hashlib.sha256(content).digest(), max(size.repeats, 20))
-        seconds = _best(lambda: verify_file(path), size.repeats)
-    entries = content.count(b"\n")
-    yield _time(
-        f"ledger of {entries:,} entries verified",
-        seconds / entries,
-        "ns per entry",
-        "SHA-256 of the file",
-        digest / entries,
-    )
+        entries = content.count(b"\n")
+        yield _time(
+            f"ledger of {entries:,} entries verified",
+            paired(
+                lambda: verify_file(path),
+                Yardstick(lambda: hashlib.sha256(content).digest(), unit=entries),
+                repeats=size.repeats,
+                unit=entries,
+            ),
+            "ns per entry",
+            "SHA-256 of the file",
+        )
 
 
-def _time(name: str, seconds: float, unit: str, reference: str, least: float) -> Figure:
+def _time(name: str, found: Paired, unit: str, reference: str) -> Figure:
     return Figure(
         name=name,
         kind=Kind.TIME,
-        value=round(seconds * 1e9, 3),
+        value=round(found.value * 1e9, 3),
         unit=unit,
         reference=reference,
-        ratio=round(seconds / least, 3),
+        ratio=round(found.ratio, 3),
+        spread=round(found.spread, 3),
     )
-
-
-def _best(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of processor time of the best of some passes, after one that does not count."""
-    work()
-    seconds = []
-    for _ in range(repeats):
-        began = time.process_time()
-        work()
-        seconds.append(time.process_time() - began)
-    return max(min(seconds), 1e-9)

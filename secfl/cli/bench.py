@@ -111,15 +111,19 @@ def everything(
 
     Example: secfl bench all --json > bench.json; later: secfl bench all --gate bench.json
     """
-    from secfl.benchmarking.whole import BenchPreset, gate, measure_all
+    from secfl.benchmarking.gating import confirmed, gate
+    from secfl.benchmarking.whole import BenchPreset, measure_all
+
+    def progress(text: str) -> None:
+        typer.echo(text, err=True)
+
+    def again() -> dict[str, Any]:
+        progress("something seems worse: everything once more, because only what is worse twice counts")
+        return measure_all(BenchPreset(preset.value), peers=None, progress=progress)
 
     earlier = None if against is None else _earlier(against)
-    document = measure_all(
-        BenchPreset(preset.value),
-        peers=peers_dir if peers else None,
-        progress=lambda text: typer.echo(text, err=True),
-    )
-    worse = [] if earlier is None else gate(document, earlier)
+    document = measure_all(BenchPreset(preset.value), peers=peers_dir if peers else None, progress=progress)
+    worse = [] if earlier is None else confirmed(gate(document, earlier), earlier, again)
     if as_json:
         typer.echo(json.dumps(document | ({} if earlier is None else {"worse": worse}), indent=2))
     else:
@@ -154,17 +158,31 @@ def _print_figures(document: dict[str, Any]) -> None:
         ("", "left"),
         ("times", "right"),
         ("of", "left"),
+        ("steady within", "right"),
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type] - rich names the words
     for row in document["figures"]:
         table.add_row(
-            row["name"], f"{row['value']:.2f}", row["unit"], f"{row['ratio']:.2f}", row["reference"]
+            row["name"],
+            f"{row['value']:.2f}",
+            row["unit"],
+            f"{row['ratio']:.2f}",
+            row["reference"],
+            _steadiness(row),
         )
     Console(highlight=False).print(table)
     machine = document["machine"]
     typer.echo(
         f"{machine['processor']}, Python {machine['python']}; processor time; compare ratios, not times"
     )
+
+
+def _steadiness(row: dict[str, Any]) -> str:
+    from secfl.benchmarking.paired import UNSTEADY
+
+    if row["kind"] != "time":
+        return "exact"
+    return f"{row['spread']:.0%}" + (" (unsteady)" if row["spread"] > UNSTEADY else "")
 
 
 def _print(report: Report) -> None:

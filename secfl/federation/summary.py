@@ -12,6 +12,7 @@ import numpy as np
 from secfl._version import __version__
 from secfl.config import Engine, RunConfig
 from secfl.federation.coordinator import RoundOutcome
+from secfl.federation.environment import run_environment
 from secfl.federation.evaluation import by_class, by_site
 from secfl.federation.local_work import LocalReport
 from secfl.federation.observer import Times
@@ -110,6 +111,7 @@ def build(
         "tls": False,
         "node_auth": False,
         "processes": processes(config, sites=len(sites)),
+        "environment": run_environment(),
         "seed": config.seed,
         "config_sha256": config.digest().hex(),
         "final_model_sha256": state_digest(state).hex(),

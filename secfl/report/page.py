@@ -58,11 +58,7 @@ def run_page(facts: RunFacts) -> str:
         settings=tomli_w.dumps(settings),
         digests=_digests(facts),
         commands=_commands(facts),
-        environment={
-            "secfl": __version__,
-            "Python": platform.python_version(),
-            "system": platform.platform(),
-        },
+        environment=_environment(facts.summary),
     )
 
 
@@ -150,6 +146,23 @@ def _scores(summary: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, A
 
 def _family(name: str | None) -> str:
     return f" ({name})" if name else ""
+
+
+def _environment(summary: Mapping[str, Any] | None) -> dict[str, str]:
+    """What the run was made with, as far as it wrote that down, and what this page was made with."""
+    found = {}
+    if summary is not None:
+        found["the run"] = (
+            f"secfl {summary['secfl_version']}, engine {summary.get('engine', 'inprocess')}, "
+            f"seed {summary['seed']}, {summary['stopped_because']}"
+        )
+        if (made := summary.get("environment")) is not None:
+            libraries = ", ".join(f"{name} {version}" for name, version in made["libraries"].items())
+            found["made with"] = (
+                f"Python {made['python']} on {made['system']}, {made['cores']} cores; {libraries}"
+            )
+    found["this page"] = f"secfl {__version__}, Python {platform.python_version()} on {platform.platform()}"
+    return found
 
 
 def _digests(facts: RunFacts) -> dict[str, str]:

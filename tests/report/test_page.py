@@ -94,6 +94,14 @@ class TestWhatItSays:
             assert list(values) == sorted(values)
             assert any(abs(values[-1] - value) < 1e-3 for value in final)
 
+    def test_what_the_run_was_made_with_is_told_apart_from_where_the_page_was_made(self, copy):
+        made = json.loads((copy / "summary.json").read_text())["environment"]
+        assert {"numpy", "torch"} <= set(made["libraries"])
+        summary = json.loads((copy / "summary.json").read_text())
+        summary["environment"]["libraries"]["torch"] = "1.2.3-elsewhere"
+        (copy / "summary.json").write_text(json.dumps(summary))
+        assert "torch 1.2.3-elsewhere" in Page(run_page(read_run(copy))).words
+
     def test_a_run_under_way_is_called_unfinished(self, copy):
         (copy / "summary.json").unlink()
         assert "has not finished" in Page(run_page(read_run(copy))).words
