@@ -6,11 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-<<<<<<< Updated upstream
-.PHONY: help setup simulate dp-curve test test-slow coverage guards test-flower flower-demo test-nvflare nvflare-demo faults check format bench readme figures constraints peers docs clean
-=======
-.PHONY: help setup simulate dp-curve test test-slow test-flower flower-demo test-nvflare nvflare-demo faults check format bench bench-gate bench-baseline dist readme figures constraints peers docs clean
->>>>>>> Stashed changes
+.PHONY: help setup simulate dp-curve test test-slow coverage guards test-flower flower-demo test-nvflare nvflare-demo faults check format bench bench-gate bench-baseline dist readme figures constraints peers docs clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
