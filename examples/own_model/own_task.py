@@ -60,16 +60,7 @@ class PrincipalAxis:
     def evaluate(self, site: str, state: State) -> SiteMetrics:  # noqa: ARG002 - one axis for all
         """How well the direction fits; the same figure stands for every metric."""
         score = self._score(state)
-        return SiteMetrics(
-            dice=score,
-            iou=score,
-            accuracy=score,
-            balanced_accuracy=score,
-            foreground_fraction=0.5,
-            hd95=None,
-            empty_cases=0,
-            cases=1,
-        )
+        return SiteMetrics.of_score(score, cases=1, foreground_fraction=0.5)
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:  # noqa: ARG002 - there is nothing to show
         """No pictures."""

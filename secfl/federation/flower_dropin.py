@@ -251,16 +251,7 @@ class _WrappedTask:
 
     def evaluate(self, site: str, state: State) -> SiteMetrics:  # noqa: ARG002 - nothing is measured
         nothing = cast("float", None)  # `summary.json` has null there
-        return SiteMetrics(
-            dice=nothing,
-            iou=nothing,
-            accuracy=nothing,
-            balanced_accuracy=nothing,
-            foreground_fraction=0.0,
-            hd95=None,
-            empty_cases=0,
-            cases=0,
-        )
+        return SiteMetrics.of_score(nothing, cases=0)
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:  # noqa: ARG002 - nothing to look at
         return ()

@@ -150,16 +150,7 @@ class ScriptTask:
     def evaluate(self, site: str, state: State) -> SiteMetrics:  # noqa: ARG002 - the coordinator's data are nobody's
         """The score stands for every figure, so that a summary has them."""
         good = float(self._score(state))
-        return SiteMetrics(
-            dice=good,
-            iou=good,
-            accuracy=good,
-            balanced_accuracy=good,
-            foreground_fraction=0.5,
-            hd95=None,
-            empty_cases=0,
-            cases=1,
-        )
+        return SiteMetrics.of_score(good, cases=1, foreground_fraction=0.5)
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:  # noqa: ARG002 - nothing to look at
         """None."""

@@ -218,16 +218,7 @@ class PretrainingTask:
     def evaluate(self, site: str, state: State) -> SiteMetrics:
         """Explained share of the variance of hidden pixels of the test images; the hidden patches are fixed."""
         score = self._score(self._dataset.sites[site].test, state, label=f"pretrain-test/{site}")
-        return SiteMetrics(
-            dice=score,
-            iou=score,
-            accuracy=score,
-            balanced_accuracy=score,
-            foreground_fraction=0.0,
-            hd95=None,
-            empty_cases=0,
-            cases=len(self._dataset.sites[site].test),
-        )
+        return SiteMetrics.of_score(score, cases=len(self._dataset.sites[site].test))
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:  # noqa: ARG002 - see the protocol
         """None: there is no truth to compare with."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, Self, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,20 @@ class SiteMetrics:
     empty_cases: int
     cases: int
     dice_by_class: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_score(cls, score: float, *, cases: int, foreground_fraction: float = 0.0) -> Self:
+        """For a task that has one score, larger when better, instead of masks: it stands for every overlap."""
+        return cls(
+            dice=score,
+            iou=score,
+            accuracy=score,
+            balanced_accuracy=score,
+            foreground_fraction=foreground_fraction,
+            hd95=None,
+            empty_cases=0,
+            cases=cases,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,16 +85,7 @@ class DriftTask:
     def evaluate(self, site: str, state: State) -> SiteMetrics:
         """One minus half the mean distance to the site's point stands for Dice."""
         near = 1 - float(np.abs(self._point(site) - state["point"]).mean()) / 2
-        return SiteMetrics(
-            dice=near,
-            iou=near,
-            accuracy=near,
-            balanced_accuracy=near,
-            foreground_fraction=0.5,
-            hd95=None,
-            empty_cases=0,
-            cases=1,
-        )
+        return SiteMetrics.of_score(near, cases=1, foreground_fraction=0.5)
 
     def previews(self, site: str, state: State) -> Sequence[Preview]:  # noqa: ARG002 - nothing to look at
         """None."""
@@ -184,16 +175,7 @@ class LinearTask:
         half = len(values) // 2
         predicted = points[half:] @ state["weight"].astype(np.float64) + float(state["bias"][0])
         right = float(np.mean((predicted > 0) == (values[half:] > 0)))
-        return SiteMetrics(
-            dice=right,
-            iou=right,
-            accuracy=right,
-            balanced_accuracy=right,
-            foreground_fraction=float(np.mean(values[half:] > 0)),
-            hd95=None,
-            empty_cases=0,
-            cases=half,
-        )
+        return SiteMetrics.of_score(right, cases=half, foreground_fraction=float(np.mean(values[half:] > 0)))
 
     def public_score(self, state: State) -> float | None:
         """Share of correct signs on points of no site."""
