@@ -1,6 +1,7 @@
 """Other frameworks under the same audit: facts about the installed version, or the reason why there are none.
 
-Each peer is looked at in its own environment (``make peers``), by a script that uses the peer's own functions.
+Each peer is looked at in its own environment (``make peers``), or where this secfl runs if it is installed there, by a
+script that uses the peer's own functions.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +29,7 @@ class PeerName(StrEnum):
     NVFLARE_HE = "nvflare-he"
 
 
+_LIBRARIES: Final = {PeerName.FLOWER_SECAGGPLUS: "flwr", PeerName.NVFLARE_HE: "nvflare"}
 _FOLDERS: Final = {PeerName.FLOWER_SECAGGPLUS: "flower", PeerName.NVFLARE_HE: "nvflare"}
 _SCRIPTS: Final = {
     PeerName.FLOWER_SECAGGPLUS: "peer_flower.py",
@@ -53,17 +57,20 @@ class PeerFacts:
 
 
 def look_at_peer(peer: PeerName, *, folder: Path = Path(".peers")) -> PeerFacts:
-    """Run a peer's script in the environment that ``make peers`` made.
+    """Run a peer's script in the environment that ``make peers`` made, or in this one.
 
     Args:
         peer: Which.
         folder: Where the environments are.
     """
     python = folder / _FOLDERS[peer] / "bin" / "python"
+    if not python.is_file() and find_spec(_LIBRARIES[peer]) is not None:
+        python = Path(sys.executable)
     if not python.is_file():
-        return PeerFacts(peer=peer, facts=None, skipped=f"not installed: no {python}; run make peers")
+        reason = f"not installed: no {_LIBRARIES[peer]} here and no {python}; run make peers"
+        return PeerFacts(peer=peer, facts=None, skipped=reason)
     try:
-        done = subprocess.run(  # noqa: S603 - an interpreter that make peers installed, and a script of ours
+        done = subprocess.run(  # noqa: S603 - an interpreter that runs or that make peers installed
             [python.absolute(), "-I", _HERE / _SCRIPTS[peer]],
             env=os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.DEVNULL,

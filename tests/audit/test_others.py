@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from secfl.audit import peers
 from secfl.audit.membership import membership_attack
 from secfl.audit.peers import PeerName, look_at_peer
 from secfl.audit.power import canary_rows, variance_rows
@@ -43,12 +46,26 @@ class TestMembership:
 
 class TestPeers:
     @pytest.mark.parametrize("peer", list(PeerName))
-    def test_what_is_not_installed_is_skipped_with_a_reason(self, peer, tmp_path, capsys):
+    def test_what_is_not_installed_is_skipped_with_a_reason(self, peer, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(peers, "find_spec", lambda _: None)
         found = look_at_peer(peer, folder=tmp_path)
         assert found.facts is None
         assert "make peers" in found.skipped
         assert main(["audit", "peer", peer.value, "--peers-dir", str(tmp_path), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["skipped"] == found.skipped
+
+    def test_what_is_installed_beside_secfl_is_looked_at(self, tmp_path, monkeypatch):
+        ran = []
+
+        def run(command, **_):
+            ran.append(command[0])
+            return subprocess.CompletedProcess(command, 0, stdout='{"version": "1"}\n', stderr="")
+
+        monkeypatch.setattr(peers, "find_spec", lambda name: name == "flwr" or None)
+        monkeypatch.setattr(peers.subprocess, "run", run)
+        assert look_at_peer(PeerName.FLOWER_SECAGGPLUS, folder=tmp_path).facts == {"version": "1"}
+        assert ran == [Path(sys.executable)]
+        assert look_at_peer(PeerName.NVFLARE_HE, folder=tmp_path).facts is None
 
     def test_a_script_that_fails_is_a_reason(self, tmp_path):
         python = tmp_path / "flower" / "bin" / "python"
@@ -79,9 +96,16 @@ def test_the_power_table_has_false_alarms_and_detections():
     rows = [*variance_rows(3), *canary_rows(1, 1, steps=3, canaries=60)]
     assert {row.fault for row in rows} == {
         "none",
+        "none, everybody in each step",
         "noise 1.05 times too narrow",
         "noise 1.5 times too narrow",
     }
     assert all(0 <= row.found <= row.repetitions for row in rows)
     by_test = {(row.test, row.fault): row.found for row in rows}
     assert by_test["variance test, all steps", "none"] == 0
+    assert len(by_test) == len(rows)
+    for row in rows:
+        figures = row.to_dict()
+        assert (
+            ("canaries" in row.test) == (figures["measured"] is not None) == (figures["expected"] is not None)
+        )
