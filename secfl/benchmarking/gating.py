@@ -10,7 +10,7 @@ from secfl.errors import DataError
 
 __all__ = ["SLOWER", "confirmed", "gate"]
 
-SLOWER: Final = 1.8
+SLOWER: Final = 1.6
 """A ratio of times may be so many times the earlier one; benchmarks/README.md has how far runs lie apart."""
 _LARGER: Final = 1.01
 

@@ -120,7 +120,7 @@ def measure_all(
         tables.append(report)
         figures += sums.figures(report)
     progress("noise, clipping")
-    figures += _privacy(size)
+    figures += [*_noise(size), *_clipping(size)]
     progress("ledger")
     figures += _ledger(size)
     return {
@@ -179,7 +179,7 @@ class _Sums:
             )
 
 
-def _privacy(size: _Size) -> Iterator[Figure]:
+def _noise(size: _Size) -> Iterator[Figure]:
     generator = np.random.default_rng(0)  # the yardstick; nothing private is drawn from it
     normal = Yardstick(lambda: generator.normal(0.0, 1000.0, size.draws), unit=size.draws)
     secret = SystemRng()
@@ -205,7 +205,10 @@ def _privacy(size: _Size) -> Iterator[Figure]:
         "ns per parameter",
         "NumPy's normal",
     )
-    gradient = generator.normal(0, 1, size.draws).astype(np.float32)
+
+
+def _clipping(size: _Size) -> Iterator[Figure]:
+    gradient = np.random.default_rng(0).normal(0, 1, size.draws).astype(np.float32)
     scale = Yardstick(lambda: gradient * (1.0 / float(np.linalg.norm(gradient))), unit=size.draws)
     grid = GridClip.single(dimension=size.draws, clip_norm=1.0, grid_norm=2**16)
     yield _time(

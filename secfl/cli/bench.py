@@ -118,7 +118,7 @@ def everything(
         typer.echo(text, err=True)
 
     def again() -> dict[str, Any]:
-        progress("something seems worse: everything once more, because only what is worse twice counts")
+        progress("everything once more, because only what is worse twice counts")
         return measure_all(BenchPreset(preset.value), peers=None, progress=progress)
 
     earlier = None if against is None else _earlier(against)

@@ -130,8 +130,8 @@ class TestSoundness:
             return original(self, gradient)
 
         monkeypatch.setattr(whole.GridClip, "clip", thrice)
-        monkeypatch.setattr(whole, "NoiseFamily", ())  # samplers are measured elsewhere
-        slow = {**document, "figures": [whole.as_row(one) for one in whole._privacy(whole._SIZES["smoke"])]}
+        figures = [whole.as_row(one) for one in whole._clipping(whole._SIZES[BenchPreset.SMOKE])]
+        slow = document | {"figures": figures}
         assert list(gate(slow, document)) == ["one patient clipped to the grid"]
 
     def test_an_unsteady_figure_needs_a_clear_difference_and_says_so(self, document):
