@@ -73,6 +73,25 @@ def test_a_wrong_command_would_be_noticed(command, wrong):
     assert found is None if wrong is None else wrong in found
 
 
+def leaves(at: click.Command, path: tuple[str, ...] = ("secfl",)):
+    if isinstance(at, click.Group):
+        for name, below in at.commands.items():
+            yield from leaves(below, (*path, name))
+    else:
+        yield " ".join(path), at.help or ""
+
+
+def test_the_help_of_every_command_has_an_example_that_calls_it():
+    found = dict(leaves(get_command(app)))
+    assert len(found) > 35
+    for name, text in found.items():
+        examples = re.findall(r"Examples?: (.+)", text)
+        assert examples, f"{name}: no example in its help"
+        called = [one.split("#")[0].strip() for example in examples for one in re.split(r";|>", example)]
+        assert any(one.startswith(name) for one in called), f"{name}: {examples}"
+        assert not [one for one in called if one.startswith("secfl") and mistake(one)]
+
+
 def test_python_of_the_readme_prints_what_it_says(project):
     """Each block ends in an expression, and its value stands behind it as a comment."""
     blocks = re.findall(

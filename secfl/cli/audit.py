@@ -51,7 +51,10 @@ def suite(
     seeds: Annotated[int, typer.Option(min=1, help="Repeat under so many seeds.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
-    """Run the controls: detectors must flag what is wrong on purpose, and keep silent about what is right."""
+    """Run the controls: detectors must flag what is wrong on purpose, and keep silent about what is right.
+
+    Example: secfl audit suite --preset smoke
+    """
     from secfl.audit.controls import Preset
     from secfl.audit.suite import repeat_suite
 
@@ -110,7 +113,10 @@ def transcript(
     run: Annotated[Path, typer.Argument(help="A run directory made with --record.")],
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
-    """Look through all that a recorded run sent: uniform inputs, fresh keys, constant sizes, nothing in clear."""
+    """Look through all that a recorded run sent: uniform inputs, fresh keys, constant sizes, nothing in clear.
+
+    Example: secfl audit transcript RUN
+    """
     from secfl.audit.transcript import audit_run_transcript
 
     print_findings(audit_run_transcript(run), what=f"transcript of {run}", as_json=as_json)
@@ -136,6 +142,8 @@ def run(
 
     Without --config a small linear task is trained. Canaries, coins and rule are committed to in the ledger first
     and revealed in audit.json afterwards.
+
+    Example: secfl audit run --out audited --canaries 500
     """
     from secfl.audit.canary_protocol import audit_run
     from secfl.config import check_cohort, load_config
@@ -189,7 +197,10 @@ def verify(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="Made by secfl audit run.")],
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
-    """Repeat a finished audit from its run directory: commitment, coins, figures, ε and verdicts."""
+    """Repeat a finished audit from its run directory: commitment, coins, figures, ε and verdicts.
+
+    Example: secfl audit verify audited
+    """
     from secfl.audit.canary_record import verify_audit
 
     print_findings(verify_audit(run_directory), what=f"canary audit of {run_directory}", as_json=as_json)
@@ -204,6 +215,8 @@ def replay(
     """Measure what one patient changes in a site's step, through loaders, model, clip, grid and noise.
 
     Every family with both normalisations and under both schedules, and a folder of images with and without a patient.
+
+    Example: secfl audit replay
     """
     from secfl.audit.family_replay import replay_family, replay_folder
     from secfl.segmentation.models.registry import check_family, families
@@ -260,7 +273,10 @@ def power(
     thin: Annotated[int, typer.Option(min=1, help="Runs with 1.5 times too little noise.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
-    """Measure how often audits find what is there, and cry wolf: the table of docs/audit.md."""
+    """Measure how often audits find what is there, and cry wolf: the table of docs/audit.md.
+
+    Example: secfl audit power
+    """
     from secfl.audit.power import measure_power
 
     document = measure_power(
@@ -284,7 +300,10 @@ def peer(
     peers_dir: Annotated[Path, typer.Option(help="Where make peers put them.")] = Path(".peers"),
     as_json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False,
 ) -> None:
-    """Look at another framework's keys or seeds with its own functions: facts about the installed version."""
+    """Look at another framework's keys or seeds with its own functions: facts about the installed version.
+
+    Example: secfl audit peer flower-secaggplus
+    """
     from secfl.audit.peers import PeerName, look_at_peer
 
     found = look_at_peer(PeerName(name.value), folder=peers_dir)
@@ -306,7 +325,10 @@ def inversion(
     iterations: Annotated[int, typer.Option(min=1, max=500, help="Of each attack.")] = 60,
     noise_multiplier: Annotated[float, typer.Option(metavar="Z", help="Of the noise in the sum.")] = 1.0,
 ) -> None:
-    """Draw images from one update, from secure sums, and from a secure sum with DP; on phantoms. Takes a while."""
+    """Draw images from one update, from secure sums, and from a secure sum with DP; on phantoms. Takes a while.
+
+    Example: secfl audit inversion --out pictures
+    """
     from secfl.audit.inversion import inversion_study
     from secfl.randomness import SystemRng
 
@@ -346,7 +368,10 @@ def membership(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="A finished segmentation run.")],
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
-    """Threshold the final model's loss: do training images stand out? True positives at 1 % false positives."""
+    """Threshold the final model's loss: do training images stand out? True positives at 1 % false positives.
+
+    Example: secfl audit membership RUN
+    """
     from secfl.audit.membership import membership_attack, segmentation_losses
     from secfl.federation import checkpoint
     from secfl.federation.rundir import RunDirectory

@@ -66,6 +66,8 @@ def secagg(
 
     Other frameworks run on the same vectors in the same run, with the functions of their own workflows. Machines
     are never alone: compare within one run, and repeat where a figure matters.
+
+    Example: secfl bench secagg --params 1000000 --clients 10
     """
     from secfl.benchmarking.suite import run_suite
     from secfl.benchmarking.workload import Workload

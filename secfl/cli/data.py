@@ -63,6 +63,8 @@ def check(
     """Read every image and mask: counts, sizes, spacings, labels, duplicates, empty masks.
 
     Exit code 2 if a run would refuse the folder, or if an image is both trained and tested on.
+
+    Example: secfl data check hospital-images --sheet sheet.html
     """
     from secfl.segmentation.data.check import check_folder
     from secfl.segmentation.data.check_sheet import write_sheet
@@ -139,7 +141,10 @@ def partition(
     seed: _Seed = 0,
     as_json: _Json = False,
 ) -> None:
-    """Deal one set of images out to sites, by patient."""
+    """Deal one set of images out to sites, by patient.
+
+    Example: secfl data partition images --out sites --sites 5 --skew appearance
+    """
     from secfl.segmentation.data.partition import Skew, write_partition
 
     if not 1e-3 <= concentration <= 1e6:
@@ -172,7 +177,10 @@ def phantom(
     size: Annotated[int, typer.Option(metavar="N", help="Side of an image, pixels.", min=32, max=1024)] = 96,
     seed: _Seed = 0,
 ) -> None:
-    """Draw images and masks of a phantom into a data folder, with a configuration that reads it."""
+    """Draw images and masks of a phantom into a data folder, with a configuration that reads it.
+
+    Example: secfl data phantom --task fundus --out eyes --images 12 --size 64
+    """
     from secfl.segmentation.data.phantom_files import write_phantom
     from secfl.segmentation.data.phantom_tasks import phantom_task
 

@@ -43,7 +43,10 @@ class Check:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
 ) -> None:
-    """Versions, devices, cores; what is missing and how to get it. Exit code 2 when something needed is."""
+    """Versions, devices, cores; what is missing and how to get it. Exit code 2 when something needed is.
+
+    Example: secfl doctor
+    """
     checks = examine()
     healthy = all(check.state != "missing" for check in checks)
     if as_json:

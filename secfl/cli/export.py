@@ -26,6 +26,8 @@ def export(
     """Write a run's global model as ONNX, with free batch and image sizes (extra secfl[onnx]).
 
     Input "image": (batch, channels, sides), normalised as in training; output "logits": (batch, classes, sides).
+
+    Example: secfl export RUN --out model.onnx
     """
     if out.suffix != ".onnx":
         raise ConfigError(f"--out {out}: expected a name that ends in .onnx")

@@ -36,7 +36,10 @@ def new(
     passphrase_file: _Passphrase = None,
     days: _Days = 365,
 ) -> None:
-    """Make a site's key: NAME.key stays here, NAME.public.json is for the others."""
+    """Make a site's key: NAME.key stays here, NAME.public.json is for the others.
+
+    Example: secfl keys new north --out /etc/secfl --passphrase-file phrase
+    """
     from secfl.crypto.identity import Identity
     from secfl.federation.keyfiles import PublicEntry, write_identity
     from secfl.randomness import SystemRng
@@ -60,7 +63,10 @@ def rotate(
     passphrase_file: _Passphrase = None,
     days: _Days = 365,
 ) -> None:
-    """Replace a key: the old one signs the new entry and stays as NAME.key.old until you destroy it."""
+    """Replace a key: the old one signs the new entry and stays as NAME.key.old until you destroy it.
+
+    Example: secfl keys rotate north.key
+    """
     from secfl.crypto.identity import Identity
     from secfl.federation.keyfiles import PublicEntry, read_identity, write_identity
     from secfl.randomness import SystemRng
@@ -88,7 +94,10 @@ def enroll(
     manifest: _Manifest,
     entries: Annotated[list[Path], typer.Argument(metavar="NAME.public.json ...")],
 ) -> None:
-    """Put members into a manifest. All signatures under it fall away."""
+    """Put members into a manifest. All signatures under it fall away.
+
+    Example: secfl keys enroll manifest.json north.public.json south.public.json
+    """
     from secfl.federation.keyfiles import Manifest, read_manifest, read_public_entry, write_manifest
 
     listed = read_manifest(manifest) if manifest.exists() else Manifest()
@@ -110,7 +119,10 @@ def show(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show a manifest, sign it, or check that it may be used."""
+    """Show a manifest, sign it, or check that it may be used.
+
+    Example: secfl keys manifest manifest.json --sign north.key
+    """
     from secfl.federation.keyfiles import read_identity, read_manifest, write_manifest
 
     listed = read_manifest(manifest)

@@ -54,7 +54,10 @@ def show(
     as_json: _Json = False,
     delta: _Delta = None,
 ) -> None:
-    """One row per adversary: what it sees, which ε holds, and under which assumption."""
+    """One row per adversary: what it sees, which ε holds, and under which assumption.
+
+    Example: secfl ledger show RUN
+    """
     from secfl.cli import ledger_table
 
     accounts = _account_folders(run)
@@ -85,6 +88,8 @@ def verify(
     """Check chain, Merkle roots and signatures, and compute every ε again.
 
     Exit codes: 0 closed, 6 open, 5 corrupted (the message names the entry and the field).
+
+    Example: secfl ledger verify RUN
     """
     verdict = _verify(run, keys=keys, checkpoint=checkpoint, delta=delta)
     if as_json:
@@ -99,7 +104,10 @@ def verify(
 
 @app.command()
 def explain(run: _Run, as_json: _Json = False, delta: _Delta = None) -> None:
-    """Each row in one plain sentence, with what would break it."""
+    """Each row in one plain sentence, with what would break it.
+
+    Example: secfl ledger explain RUN
+    """
     from secfl.ledger.explain import explain as sentence
     from secfl.ledger.words import SIMULATED
 
@@ -126,7 +134,10 @@ def prove(
     ] = None,
     out: _Out = None,
 ) -> None:
-    """Write an inclusion proof (--entry) or a consistency proof (--from)."""
+    """Write an inclusion proof (--entry) or a consistency proof (--from).
+
+    Example: secfl ledger prove RUN --entry 5 --out proof.json
+    """
     from secfl.ledger.checkpoints import read_checkpoint
     from secfl.ledger.proofs import prove_consistency, prove_inclusion
 
@@ -147,7 +158,10 @@ def check(
     checkpoint: _Kept = None,
     as_json: _Json = False,
 ) -> None:
-    """Check a proof without the ledger. Exit code 5 when it does not hold."""
+    """Check a proof without the ledger. Exit code 5 when it does not hold.
+
+    Example: secfl ledger check proof.json
+    """
     from secfl.ledger.proofs import check_proof, read_proof
 
     finding = check_proof(read_proof(proof), directory=_directory(keys), kept=_kept(checkpoint))
@@ -166,7 +180,10 @@ def check(
 
 @app.command()
 def diff(left: _Run, right: _Run, as_json: _Json = False, delta: _Delta = None) -> None:
-    """What differs between two runs: settings, rounds, and ε row by row."""
+    """What differs between two runs: settings, rounds, and ε row by row.
+
+    Example: secfl ledger diff runs/masking runs/ckks
+    """
     from secfl.cli import ledger_table
     from secfl.ledger.compare import compare
 
@@ -188,7 +205,10 @@ def export(
     out: _Out = None,
     delta: _Delta = None,
 ) -> None:
-    """The ledger in another format, derived from the file at this moment."""
+    """The ledger in another format, derived from the file at this moment.
+
+    Example: secfl ledger export RUN --format csv --out ledger.csv
+    """
     from secfl.ledger.export import ExportFormat
     from secfl.ledger.export import export as write
 

@@ -40,7 +40,10 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
-    """Model families with their parameters, memory and work for one image."""
+    """Model families with their parameters, memory and work for one image.
+
+    Example: secfl models unet --side 128
+    """
     warnings.filterwarnings("ignore")
     from secfl.segmentation.models import families, model_spec
     from secfl.segmentation.models.size import measure_size

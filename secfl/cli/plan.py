@@ -41,7 +41,10 @@ def plan(
     ] = Schedule.STEP,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON.")] = False,
 ) -> None:
-    """What each adversary could learn under a plan, or the noise that a wanted ε needs."""
+    """What each adversary could learn under a plan, or the noise that a wanted ε needs.
+
+    Example: secfl plan --clients 3 --steps 120 --sampling-rate 0.04 --epsilon 8
+    """
     if (noise_multiplier is None) == (epsilon is None):
         raise ConfigError("secfl plan: give exactly one of --noise-multiplier and --epsilon")
     found = what_if_plan(

@@ -57,6 +57,8 @@ def predict(
     """Segment images with a run's global model; masks come in each image's own format and geometry.
 
     DICOM gives DICOM SEG, NIfTI gives NIfTI with the same affine, PNG and TIFF give PNG and TIFF, JPEG gives PNG.
+
+    Example: secfl predict RUN scans/case7.nii.gz --out masks
     """
     # Deprecations inside our dependencies are for us, not for whoever segments images.
     warnings.filterwarnings("ignore")

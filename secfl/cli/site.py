@@ -26,7 +26,10 @@ def leave(
         typer.Option("--passphrase-file", metavar="FILE", help="File whose first line encrypts the key."),
     ] = None,
 ) -> None:
-    """Give up a run that does not go on: answer it no more, and destroy the secrets of its last round."""
+    """Give up a run that does not go on: answer it no more, and destroy the secrets of its last round.
+
+    Example: secfl site leave /var/lib/secfl north
+    """
     from secfl.cli.keys import read_passphrase
     from secfl.federation.deployment import leave_home
 

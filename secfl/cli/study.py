@@ -50,6 +50,8 @@ def dp_curve(
     """Dice without noise and at ε = 8 and 2: secure aggregation, local noise, pooled DP-SGD, public pre-training.
 
     Three phantom clinics, every patient protected. Interrupted, the same command goes on where it was.
+
+    Example: secfl study dp-curve --preset smoke
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     from secfl.studies.dp_curve import preset_named
@@ -106,6 +108,8 @@ def optimisation(
     """FedAvg, FedProx and own normalisation against local and pooled training, under secure aggregation.
 
     Interrupted, the same command goes on where it was.
+
+    Example: secfl study optimisation --data sites --processes 1
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     from secfl.errors import ConfigError

@@ -35,7 +35,10 @@ class _SchemeName(StrEnum):
 def register(app: typer.Typer, studies: Mapping[str, Entry] = STUDIES) -> None:
     """Add one command for each published system."""
     for name, entry in studies.items():
-        text = f"{entry.text}\n\nInterrupted, the same command goes on where it was."
+        text = (
+            f"{entry.text}\n\nInterrupted, the same command goes on where it was.\n\n"
+            f"Example: secfl study {name} --preset smoke"
+        )
         app.command(name, help=text)(_command(name, entry))
 
 
