@@ -25,7 +25,7 @@ from secfl.federation.members import Members
 from secfl.federation.offer import UPDATE_VECTOR
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_for, scheme_spec
-from secfl.federation.server_optimizer import Adam
+from secfl.federation.server_optimizer import private_optimizer
 from secfl.guarantees import Adversary
 from secfl.randomness import SystemRng
 from secfl.segmentation.task import PatientTask
@@ -110,7 +110,7 @@ def audit_run(
         for identity in identities
     ]
     book, state = Book(world), world.task.initial_state()
-    optimizer = Adam(learning_rate=config.privacy.step_size)
+    optimizer = private_optimizer(config.privacy)
     try:
         for step in range(world.terms.rounds):
             round_id = accounts.next_round_id()

@@ -38,6 +38,8 @@ def check_mechanisms(privacy: PrivacyConfig, scheme: Scheme) -> None:
         "percentile_laplace: has no guarantee and cannot be combined with one; expected --dp off": not off
         and privacy.percentile_laplace is not None,
     }
+    if privacy.final_step_size is not None:
+        refusals |= _final_step_size(privacy, privacy.final_step_size)
     if privacy.site_weights is not None:
         refusals |= _site_weights(privacy, scheme, privacy.site_weights)
     if privacy.plateau is not None:
@@ -45,6 +47,16 @@ def check_mechanisms(privacy: PrivacyConfig, scheme: Scheme) -> None:
     for message, refused in refusals.items():
         if refused:
             raise ValueError(f"privacy.{message}")
+
+
+def _final_step_size(privacy: PrivacyConfig, last: float) -> dict[str, bool]:
+    steps = privacy.mode is DpMode.PATIENT and privacy.schedule is DpSchedule.STEP
+    return {
+        "final_step_size: needs --dp patient with --dp-schedule step": not steps,
+        f"final_step_size: {last:g}, expected at most privacy.step_size ({privacy.step_size:g})": (
+            last > privacy.step_size
+        ),
+    }
 
 
 def _plateau(privacy: PrivacyConfig, plateau: PlateauConfig) -> dict[str, bool]:

@@ -238,6 +238,8 @@ class PrivacyConfig(Section):
         physical_batch: Images whose gradients are in memory at once.
         step_size: Learning rate on the noisy gradient (``patient``): of the server's Adam under ``step``, of the
             sites' optimizer under ``round``.
+        final_step_size: Step size of the last step under ``step``; sizes fall linearly from ``step_size`` to it. Not
+            given: all steps have one size.
         local_steps: Private steps of each site between two sums under ``round``; must divide ``steps``.
         local_optimizer: What a site does with a noisy gradient under ``round``.
         noise_decay: κ; release number i uses the multiplier z·κ^i, announced before the run.
@@ -264,6 +266,7 @@ class PrivacyConfig(Section):
     nominal_patients: int | None = Field(default=None, ge=1, le=10**7)
     physical_batch: int = Field(default=16, ge=1, le=4096)
     step_size: float = Field(default=2e-3, gt=0)
+    final_step_size: float | None = Field(default=None, gt=0)
     local_steps: int = Field(default=5, ge=1, le=10_000)
     local_optimizer: ServerOptimizerName = ServerOptimizerName.ADAM
     noise_decay: float = Field(default=1.0, ge=0.5, le=2.0)

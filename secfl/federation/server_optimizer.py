@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secfl.config import ServerOptimizerName
+from secfl.config import PrivacyConfig, ServerOptimizerName
 from secfl.errors import DataError
 
-__all__ = ["Adam", "Average", "Momentum", "ServerOptimizer", "server_optimizer"]
+__all__ = [
+    "Adam",
+    "Average",
+    "Falling",
+    "Momentum",
+    "ServerOptimizer",
+    "private_optimizer",
+    "server_optimizer",
+]
+
+_COUNT: Final = "falling.count"
 
 
 class ServerOptimizer(Protocol):
@@ -119,6 +129,50 @@ class Adam:
             _expect(arrays, {"first", "second", "count"})
             self._first, self._second = arrays["first"].copy(), arrays["second"].copy()
             self._count = int(arrays["count"][0])
+
+
+class Falling:
+    """Another optimizer, whose steps become smaller: a factor that falls linearly from 1 in the first step.
+
+    Noise stays in the model for as long as later steps are as large as the first ones; small last steps average it
+    out. The factor depends on the number of the step alone, so it costs no privacy.
+
+    Args:
+        inner: The optimizer.
+        last: Factor of the last step, within (0, 1].
+        steps: Of the run; further ones keep the last factor.
+    """
+
+    def __init__(self, inner: ServerOptimizer, *, last: float, steps: int) -> None:
+        self._inner = inner
+        self._last = last
+        self._steps = steps
+        self._count = 0
+
+    def step(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inner step times the factor."""
+        passed = min(1.0, self._count / max(1, self._steps - 1))
+        self._count += 1
+        return (1 - passed * (1 - self._last)) * self._inner.step(mean)
+
+    def arrays(self) -> Mapping[str, NDArray[np.float64]]:
+        """The inner state, and the number of steps."""
+        return {**self._inner.arrays(), _COUNT: np.array([float(self._count)])}
+
+    def load(self, arrays: Mapping[str, NDArray[np.float64]]) -> None:
+        """Take both back."""
+        if _COUNT not in arrays:
+            raise DataError("the checkpoint holds the state of another server optimizer")
+        self._count = int(arrays[_COUNT][0])
+        self._inner.load({name: kept for name, kept in arrays.items() if name != _COUNT})
+
+
+def private_optimizer(privacy: PrivacyConfig) -> ServerOptimizer:
+    """What makes the steps under ``--dp patient`` with the schedule ``step``: DP-Adam, of falling size if asked."""
+    adam = Adam(learning_rate=privacy.step_size)
+    if privacy.final_step_size is None:
+        return adam
+    return Falling(adam, last=privacy.final_step_size / privacy.step_size, steps=privacy.steps)
 
 
 def server_optimizer(name: ServerOptimizerName, *, learning_rate: float) -> ServerOptimizer:

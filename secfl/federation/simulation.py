@@ -27,7 +27,7 @@ from secfl.federation.privacy import RunTerms
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.running import Simulation
 from secfl.federation.schemes import scheme_for, scheme_spec
-from secfl.federation.server_optimizer import Adam, ServerOptimizer, server_optimizer
+from secfl.federation.server_optimizer import ServerOptimizer, private_optimizer, server_optimizer
 from secfl.federation.site_setup import site_guard
 from secfl.federation.state import count_parameters
 from secfl.federation.work import make_task
@@ -262,7 +262,7 @@ def _accounts(
 def _optimizer(config: RunConfig) -> ServerOptimizer:
     privacy = config.privacy
     if privacy.mode is DpMode.PATIENT and privacy.schedule is DpSchedule.STEP:
-        return Adam(learning_rate=config.privacy.step_size)
+        return private_optimizer(privacy)
     training = config.training
     return server_optimizer(training.server, learning_rate=training.server_learning_rate)
 
