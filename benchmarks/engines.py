@@ -1,6 +1,7 @@
 """What carriage costs: the same rounds in one process, in a process for each site, and over Flower's simulation.
 
-    python benchmarks/engines.py [--params 1000000] [--clients 4] [--rounds 3] [--schemes masking,ckks] [--json FILE]
+    python benchmarks/engines.py [--params 1000000] [--clients 4] [--rounds 3] [--repeats 3] [--schemes masking,ckks]
+                                 [--json FILE]
 
 Every engine runs the same protocol on the same model (`secfl.testing.tasks.DriftTask`, which costs next to nothing to
 train); the models must come out alike. In the same run: Flower's own SecAgg+ workflow (its legacy API, which is the one
@@ -8,7 +9,9 @@ that it has) on the same model over the same simulation engine.
 
 Milliseconds of wall time for each phase at the coordinator, from the change of its state into the phase to the change
 out of it: the first one holds the offer of the model, the site's training and its first message. The median over the
-rounds after the first, in which processes start and load libraries. Bytes are those of the records that Flower carries,
+rounds after the first, in which processes start and load libraries, and over the repeats, which go through all engines
+in turn so that other work on the machine falls on all of them. All processes run at the same priority (Ray would give
+Flower's workers a lower one). Bytes are those of the records that Flower carries,
 model included, for all sites together; without Flower, the payloads and the offered model.
 """
 
@@ -41,6 +44,8 @@ from secfl.randomness import ExperimentSeed
 
 FACTORY = "secfl.testing.tasks:drift_task"
 PARAMETERS = "SECFL_DRIFT_PARAMETERS"
+QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_worker_niceness": "0"}
+"""Environment of a measurement: no telemetry, and Ray's workers at the priority of everybody else."""
 
 
 @dataclass
@@ -319,20 +324,41 @@ def drifted(point: Any, number: int) -> Any:
 
 
 def measure(
-    *, parameters: int, clients: int, rounds: int, schemes: Sequence[str], engines: Sequence[str]
+    *,
+    parameters: int,
+    clients: int,
+    rounds: int,
+    schemes: Sequence[str],
+    engines: Sequence[str],
+    repeats: int = 1,
 ) -> list[dict[str, Any]]:
-    """All rows; every engine must end in the same model."""
-    rows = []
-    for scheme in schemes:
-        found = [
-            secfl(engine, scheme, parameters=parameters, clients=clients, rounds=rounds) for engine in engines
-        ]
-        if len({row["model"] for row in found}) != 1:
-            raise SystemExit(f"{scheme}: the engines end in different models")
-        rows += found
-    if "flower" in engines:
-        rows.append(secaggplus(parameters=parameters, clients=clients, rounds=rounds))
-    return rows
+    """All rows, measured in turn ``repeats`` times; every engine must end in the same model."""
+    passes: list[list[dict[str, Any]]] = []
+    for _ in range(repeats):
+        rows = []
+        for scheme in schemes:
+            found = [
+                secfl(engine, scheme, parameters=parameters, clients=clients, rounds=rounds)
+                for engine in engines
+            ]
+            if len({row["model"] for row in found}) != 1:
+                raise SystemExit(f"{scheme}: the engines end in different models")
+            rows += found
+        if "flower" in engines:
+            rows.append(secaggplus(parameters=parameters, clients=clients, rounds=rounds))
+        passes.append(rows)
+    return [middle(same) for same in zip(*passes, strict=True)]
+
+
+def middle(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row of several of the same engine and scheme: medians, and the rounds of all of them."""
+    phases = rows[0]["milliseconds"]
+    return rows[0] | {
+        "milliseconds": {
+            name: round(median(row["milliseconds"][name] for row in rows), 1) for name in phases
+        },
+        "rounds_ms": [row["milliseconds"]["round"] for row in rows],
+    }
 
 
 def step_table(rows: Sequence[dict[str, Any]]) -> str:
@@ -370,6 +396,7 @@ def main() -> int:
     parser.add_argument("--params", type=int, default=1_000_000)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--schemes", default="masking,ckks")
     parser.add_argument("--engines", default="inprocess,multiprocess,flower")
     parser.add_argument(
@@ -377,19 +404,25 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ |= QUIET
     rows = measure(
         parameters=given.params,
         clients=given.clients,
         rounds=given.rounds,
+        repeats=given.repeats,
         schemes=given.schemes.split(","),
         engines=given.engines.split(","),
     )
     sys.stdout.write(f"{table(rows)}\n")
+    turns = [
+        [
+            private_steps(engine, clients=given.clients, steps=given.steps)
+            for engine in given.engines.split(",")
+        ]
+        for _ in range(given.repeats if given.steps else 0)
+    ]
     steps = [
-        private_steps(engine, clients=given.clients, steps=given.steps)
-        for engine in given.engines.split(",")
-        if given.steps
+        same[0] | {"step_ms": median(row["step_ms"] for row in same)} for same in zip(*turns, strict=True)
     ]
     if steps:
         sys.stdout.write(f"\n{step_table(steps)}\n")
@@ -398,6 +431,8 @@ def main() -> int:
             "parameters": given.params,
             "clients": given.clients,
             "rounds": given.rounds,
+            "repeats": given.repeats,
+            "load": round(os.getloadavg()[1], 1),
             "cores": os.cpu_count(),
             "rows": rows,
             "steps": steps,

@@ -19,7 +19,8 @@ _SPEC.loader.exec_module(engines)
 @pytest.mark.benchmark(group="engines")
 @pytest.mark.timeout(1800)
 def test_carriage(benchmark, monkeypatch):
-    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
+    for name, value in engines.QUIET.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv(engines.PARAMETERS, "0")
     found = importlib.util.find_spec("flwr") is not None and importlib.util.find_spec("ray") is not None
     names = ["inprocess", "multiprocess", *(["flower"] if found else [])]

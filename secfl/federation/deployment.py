@@ -27,15 +27,13 @@ from secfl.federation.journal import Journal
 from secfl.federation.keyfiles import read_identity, read_manifest
 from secfl.federation.members import Members
 from secfl.federation.observer import Observer
+from secfl.federation.request_codec import decode_reply, decode_request, encode
 from secfl.federation.requests import (
     Declined,
     Failed,
     Opened,
     OpenRun,
     Refused,
-    decode_reply,
-    decode_request,
-    encode,
 )
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.simulation import go_on, start

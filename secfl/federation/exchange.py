@@ -19,6 +19,7 @@ from secfl.federation.books import RoundBooks
 from secfl.federation.driver import Carriage, Record, Watch
 from secfl.federation.local_work import LocalReport
 from secfl.federation.offer import RoundOffer
+from secfl.federation.request_codec import decode_reply, encode
 from secfl.federation.requests import (
     AskWitness,
     CoSign,
@@ -32,8 +33,6 @@ from secfl.federation.requests import (
     Sent,
     Signature,
     WitnessAt,
-    decode_reply,
-    encode,
 )
 from secfl.ledger.checkpoints import Checkpoint
 from secfl.types import AGGREGATOR, ClientId, RoundId

@@ -19,7 +19,12 @@ from secfl.errors import (
     RoundAborted,
     SecflError,
 )
-from secfl.federation.requests import Declined, Failed, Refused, Reply
+from secfl.federation.requests import (
+    Declined,
+    Failed,
+    Refused,
+    Reply,
+)
 from secfl.types import RoundId
 
 __all__ = ["Reports", "reply_to"]

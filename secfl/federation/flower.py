@@ -31,7 +31,7 @@ from secfl.federation.deployment import Beginning, SiteHome, announce_run, coord
 from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
 from secfl.federation.failures import Reports, reply_to
 from secfl.federation.observer import SilentObserver
-from secfl.federation.requests import encode
+from secfl.federation.request_codec import encode
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.site_agent import SiteAgent, largest_message
 from secfl.federation.site_setup import simulated_agent

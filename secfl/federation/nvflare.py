@@ -35,7 +35,8 @@ from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
 from secfl.federation.failures import Reports, reply_to
 from secfl.federation.homes import make_homes
 from secfl.federation.observer import SilentObserver
-from secfl.federation.requests import Refused, encode
+from secfl.federation.request_codec import encode
+from secfl.federation.requests import Refused
 from secfl.federation.site_agent import largest_message
 from secfl.randomness import SystemRng
 from secfl.types import AGGREGATOR, ClientId, RoundId

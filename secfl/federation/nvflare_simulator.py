@@ -16,7 +16,8 @@ from nvflare.recipe import SimEnv
 from secfl.federation.failures import Reports
 from secfl.federation.nvflare import AnsweringSite, SecflRecipe, check_names
 from secfl.federation.relay import serve_relay
-from secfl.federation.requests import Failed, encode
+from secfl.federation.request_codec import encode
+from secfl.federation.requests import Failed
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.site_agent import SiteAgent
 from secfl.federation.site_setup import simulated_agent

@@ -26,6 +26,7 @@ from secfl.federation.journal import Journal
 from secfl.federation.journaled_party import JournaledParty
 from secfl.federation.local_work import LocalReport, LocalWork
 from secfl.federation.offer import RoundOffer, RoundTerms
+from secfl.federation.request_codec import decode_request, encode
 from secfl.federation.requests import (
     AskWitness,
     CoSign,
@@ -37,8 +38,6 @@ from secfl.federation.requests import (
     Sent,
     Signature,
     WitnessAt,
-    decode_request,
-    encode,
 )
 from secfl.federation.round_files import spec_from_json, spec_to_json
 from secfl.federation.schemes import scheme_for, sends_before_input

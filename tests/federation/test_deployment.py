@@ -25,6 +25,7 @@ from secfl.federation.engines import RemoteEngine
 from secfl.federation.keyfiles import Manifest, PublicEntry, write_identity, write_manifest
 from secfl.federation.observer import SilentObserver
 from secfl.federation.policy import ATTEMPTS
+from secfl.federation.request_codec import decode_reply, encode
 from secfl.federation.requests import (
     AskWitness,
     Declined,
@@ -33,8 +34,6 @@ from secfl.federation.requests import (
     Opened,
     OpenRun,
     Sent,
-    decode_reply,
-    encode,
 )
 from secfl.federation.schemes import scheme_spec
 from secfl.federation.simulation import simulate

@@ -13,7 +13,13 @@ import pytest
 from secfl.errors import BelowThreshold, DataError, LocalProtocolError, RemoteProtocolError, RoundAborted
 from secfl.federation.exchange import Deadlines, ExchangeDriver
 from secfl.federation.inprocess import InProcessDriver
-from secfl.federation.requests import Failed, OfferRound, Refused, Sent, decode_reply, decode_request, encode
+from secfl.federation.request_codec import decode_reply, decode_request, encode
+from secfl.federation.requests import (
+    Failed,
+    OfferRound,
+    Refused,
+    Sent,
+)
 from secfl.federation.site_agent import Reports
 from secfl.ledger.checkpoints import Checkpoint
 from secfl.types import SchemeSpec

@@ -11,7 +11,8 @@ from secfl.errors import (
     RemoteProtocolError,
 )
 from secfl.federation.failures import Reports, reply_to
-from secfl.federation.requests import Declined, Failed, Refused, decode_reply, encode
+from secfl.federation.request_codec import decode_reply, encode
+from secfl.federation.requests import Declined, Failed, Refused
 from secfl.types import RoundId
 
 

@@ -140,7 +140,7 @@ class TestWhatTheWrappedAppRefuses:
         """What a node tells the server of a request that it cannot answer; Flower would send an exception's text."""
         from flwr.app import ConfigRecord, Context, RecordDict
 
-        from secfl.federation.requests import decode_reply
+        from secfl.federation.request_codec import decode_reply
 
         _, app, _ = self.wrapped()
         context = Context(run_id=1, node_id=1, node_config=node_config, state=RecordDict(), run_config={})

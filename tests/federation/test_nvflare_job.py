@@ -17,7 +17,13 @@ from secfl.crypto.identity import Directory
 from secfl.errors import ConfigError
 from secfl.federation.homes import make_homes
 from secfl.federation.keyfiles import read_identity, read_manifest
-from secfl.federation.requests import Failed, Opened, OpenRun, Refused, decode_reply, encode
+from secfl.federation.request_codec import decode_reply, encode
+from secfl.federation.requests import (
+    Failed,
+    Opened,
+    OpenRun,
+    Refused,
+)
 from secfl.randomness import SystemRng
 
 NEEDED = "needs the extra nvflare: make test-nvflare"

@@ -24,7 +24,13 @@ from secfl.federation.offer import RoundOffer
 from secfl.federation.policy import Policy, load_policy
 from secfl.federation.privacy import RunTerms
 from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
-from secfl.federation.requests import Declined, OfferRound, Refused, Sent, decode_reply, encode
+from secfl.federation.request_codec import decode_reply, encode
+from secfl.federation.requests import (
+    Declined,
+    OfferRound,
+    Refused,
+    Sent,
+)
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.ledger.verify import load
 from secfl.randomness import SystemRng

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secfl.errors import RemoteProtocolError
+from secfl.federation.request_codec import decode_reply, decode_request, encode
 from secfl.federation.requests import (
     AskWitness,
     CoSign,
@@ -24,9 +25,6 @@ from secfl.federation.requests import (
     Sent,
     Signature,
     WitnessAt,
-    decode_reply,
-    decode_request,
-    encode,
 )
 from secfl.ledger.checkpoints import Checkpoint
 from secfl.types import ClientId, RoundId, SchemeSpec, join_fields
