@@ -10,7 +10,7 @@ from typing import Any
 from secfl._version import __version__
 from secfl.config import RunConfig
 from secfl.crypto.identity import Identity
-from secfl.errors import LedgerCorrupted, LocalProtocolError, RemoteProtocolError
+from secfl.errors import LedgerCorrupted, LocalProtocolError
 from secfl.federation.budgets import run_budget
 from secfl.federation.members import Members
 from secfl.federation.privacy import RunTerms
@@ -18,7 +18,7 @@ from secfl.federation.releases import NOTHING_ANNOUNCED, Announcement
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import key_mode_name, scheme_for
 from secfl.guarantees import Behaviour, View
-from secfl.ledger.checkpoints import CoSigner
+from secfl.ledger.checkpoints import Panel
 from secfl.ledger.entry import Exposure, RunHeader
 from secfl.ledger.events import Event
 from secfl.ledger.log import PrivacyLedger
@@ -56,7 +56,7 @@ class RunAccounts:
         self._finished_state = state
         self._terms = terms
         self._members = members
-        self.signers: Sequence[CoSigner | Identity] = members.identities
+        self.signers: Sequence[Identity] | Panel = members.identities
         self._current: RoundAccount | None = None
 
     @classmethod
@@ -174,7 +174,7 @@ class RunAccounts:
     def sign(self) -> None:
         """Have every client co-sign the ledger so far."""
         if self._ledger is not None:
-            self._ledger.checkpoint(self._present())
+            self._ledger.checkpoint(self.signers)
 
     def epsilon_so_far(self) -> float | None:
         """ε of the curious aggregator alone; ``None`` without differential privacy."""
@@ -196,21 +196,9 @@ class RunAccounts:
     def close(self, reason: str) -> None:
         """Write the co-signed last entry; nothing happens when it is there already."""
         if self._ledger is not None:
-            self._ledger.close(co_signers=self._present(), reason=reason)
+            self._ledger.close(co_signers=self.signers, reason=reason)
             self._finished_state = self._ledger.state
             self._ledger = None
-
-    def _present(self) -> list[CoSigner | Identity]:
-        """The signers that can be reached now; too few are refused by the ledger."""
-        present: list[CoSigner | Identity] = []
-        for signer in self.signers:
-            if not isinstance(signer, Identity):
-                try:
-                    _ = signer.last_size
-                except RemoteProtocolError:
-                    continue
-            present.append(signer)
-        return present
 
     def release(self) -> None:
         """Let the file go without closing the ledger: the run can be resumed."""

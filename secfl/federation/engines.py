@@ -18,11 +18,12 @@ from secfl.federation.inprocess import InProcessDriver
 from secfl.federation.members import Members
 from secfl.federation.multiprocess import SiteProcesses, python_module
 from secfl.federation.privacy import RunTerms
+from secfl.federation.remote_panel import RemotePanel
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.schemes import scheme_for, scheme_spec
 from secfl.federation.site_agent import largest_message
 from secfl.federation.work import local_work
-from secfl.ledger.checkpoints import CoSigner
+from secfl.ledger.checkpoints import EachInTurn, Panel
 from secfl.randomness import SystemRng
 from secfl.segmentation.task import Task
 from secfl.types import ClientId
@@ -66,7 +67,7 @@ class RoundEngine(Protocol):
         ...
 
     @property
-    def co_signers(self) -> Sequence[CoSigner]:
+    def panel(self) -> Panel:
         """The sites' side of the ledger's checkpoints, where this process does not hold their keys."""
         ...
 
@@ -168,8 +169,8 @@ class _InProcess:
         return self._clients
 
     @property
-    def co_signers(self) -> Sequence[CoSigner]:
-        return ()
+    def panel(self) -> Panel:
+        return EachInTurn(())
 
     def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
         return InProcessDriver(drops=drops, record=record)
@@ -183,10 +184,14 @@ class RemoteEngine:
         self._deadlines = Deadlines(
             training=setting.config.deadlines.training, phase=setting.config.deadlines.phase
         )
-        self._clients = [
-            RemoteSite(name, exchange=exchange, run_id=setting.run_id, most_bytes=most_bytes)
-            for name in setting.members.names
-        ]
+        self._clients = [RemoteSite(name, most_bytes=most_bytes) for name in setting.members.names]
+        self._panel = RemotePanel(
+            setting.members.names,
+            exchange=exchange,
+            run_id=setting.run_id,
+            most_bytes=most_bytes,
+            seconds=self._deadlines.phase,
+        )
 
     @property
     def clients(self) -> Sequence[RoundClient]:
@@ -194,9 +199,9 @@ class RemoteEngine:
         return self._clients
 
     @property
-    def co_signers(self) -> Sequence[CoSigner]:
+    def panel(self) -> Panel:
         """The same sites, for the ledger."""
-        return self._clients
+        return self._panel
 
     def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
         """See `RoundEngine.driver`; waits for sites that are away."""

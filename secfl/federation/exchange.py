@@ -21,20 +21,13 @@ from secfl.federation.local_work import LocalReport
 from secfl.federation.offer import RoundOffer
 from secfl.federation.request_codec import decode_reply, encode
 from secfl.federation.requests import (
-    AskWitness,
-    CoSign,
     Declined,
     Deliver,
     Failed,
     OfferRound,
     Refused,
-    Reply,
-    Request,
     Sent,
-    Signature,
-    WitnessAt,
 )
-from secfl.ledger.checkpoints import Checkpoint
 from secfl.types import AGGREGATOR, ClientId, RoundId
 
 __all__ = ["Deadlines", "Exchange", "ExchangeDriver", "RemoteParty", "RemoteSite"]
@@ -102,25 +95,17 @@ class RemoteParty:
 
 
 class RemoteSite:
-    """A site at the other end of an exchange: it joins rounds and co-signs the ledger.
+    """A site at the other end of an exchange, which joins rounds.
 
     Args:
         name: The site.
-        exchange: How to reach it.
-        run_id: The run, 16 bytes.
         most_bytes: Larger replies are refused unread.
-        seconds: How long it is waited for when the ledger is co-signed.
     """
 
-    def __init__(
-        self, name: ClientId, *, exchange: Exchange, run_id: bytes, most_bytes: int, seconds: float = 60.0
-    ) -> None:
+    def __init__(self, name: ClientId, *, most_bytes: int) -> None:
         self.report: LocalReport | None = None
         self.most_bytes = most_bytes
         self._name = name
-        self._exchange = exchange
-        self._run_id = run_id
-        self._seconds = seconds
 
     @property
     def name(self) -> ClientId:
@@ -131,31 +116,6 @@ class RemoteSite:
         """A place for its party; the site itself starts to work when the driver carries the offer."""
         self.report = None
         return RemoteParty(self, offer)
-
-    @property
-    def last_size(self) -> int:
-        """See `secfl.ledger.checkpoints.CoSigner`."""
-        reply = self._ask(AskWitness(run_id=self._run_id))
-        if not isinstance(reply, WitnessAt):
-            raise RemoteProtocolError(self._name, "did not say which checkpoint it signed last")
-        return reply.size
-
-    def co_sign(self, proposal: Checkpoint, proof: tuple[bytes, ...] | list[bytes]) -> bytes:
-        """See `secfl.ledger.checkpoints.CoSigner`."""
-        reply = self._ask(CoSign(checkpoint=proposal, proof=tuple(proof)))
-        if isinstance(reply, Refused | Failed | Declined):
-            raise RemoteProtocolError(self._name, f"does not sign the ledger: {reply.reason}")
-        if not isinstance(reply, Signature):
-            raise RemoteProtocolError(self._name, "gave something else than a signature")
-        return reply.value
-
-    def _ask(self, request: Request) -> Reply:
-        wanted = WitnessAt if isinstance(request, AskWitness) else Signature
-        for name, data in self._exchange.exchange({self._name: encode(request)}, seconds=self._seconds):
-            reply = decode_reply(data, peer=self._name, most_bytes=self.most_bytes)
-            if name == self._name and isinstance(reply, wanted | Refused | Failed | Declined):
-                return reply
-        raise RemoteProtocolError(self._name, "did not answer about the ledger in time")
 
 
 class ExchangeDriver:

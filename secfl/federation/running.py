@@ -131,7 +131,7 @@ class Simulation:
         stopped = "completed", "all rounds completed"
         patience = self.config.training.early_stopping
         with self.opener(setting) as engine:
-            self.accounts.signers = self.members.identities or engine.co_signers
+            self.accounts.signers = self.members.identities or engine.panel
             while self.rounds_completed < self.terms.rounds:
                 if patience is not None and early_stopping.is_over(self.rows, patience=patience):
                     stopped = "early", f"no better Dice on public images for {patience} rounds"

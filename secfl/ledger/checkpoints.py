@@ -20,7 +20,16 @@ from secfl.ledger.merkle import verify_consistency
 from secfl.ledger.storage import sync_folder
 from secfl.types import ClientId, join_fields
 
-__all__ = ["Checkpoint", "CoSigner", "Witness", "check_kept", "collect_signatures", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CoSigner",
+    "EachInTurn",
+    "Panel",
+    "Witness",
+    "check_kept",
+    "read_checkpoint",
+    "signed_by_all",
+]
 
 _PURPOSE = {"checkpoint": b"ledger-checkpoint", "close": b"ledger-close"}
 
@@ -145,6 +154,48 @@ class CoSigner(Protocol):
         ...
 
 
+@runtime_checkable
+class Panel(Protocol):
+    """All clients' side of a checkpoint at once: over a network each of them is asked twice, all at the same time."""
+
+    def sizes(self) -> Mapping[ClientId, int]:
+        """Size of the last checkpoint that each signed, 0 for none; without clients that cannot be reached."""
+        ...
+
+    def co_sign(
+        self, proposal: Checkpoint, proofs: Mapping[ClientId, Sequence[bytes]]
+    ) -> Mapping[ClientId, bytes]:
+        """A signature of every signer of the proposal; see `CoSigner.co_sign`.
+
+        Raises:
+            RemoteProtocolError: One of them refuses, or is gone.
+        """
+        ...
+
+
+class EachInTurn:
+    """A panel of co-signers, asked one after the other; a `Panel`.
+
+    Args:
+        signers: Of this process, as a rule.
+    """
+
+    def __init__(self, signers: Sequence[CoSigner]) -> None:
+        self._signers = {signer.name: signer for signer in signers}
+
+    def sizes(self) -> Mapping[ClientId, int]:
+        """See `Panel.sizes`."""
+        return {name: signer.last_size for name, signer in self._signers.items()}
+
+    def co_sign(
+        self, proposal: Checkpoint, proofs: Mapping[ClientId, Sequence[bytes]]
+    ) -> Mapping[ClientId, bytes]:
+        """See `Panel.co_sign`."""
+        return {
+            name: self._signers[name].co_sign(proposal, proofs.get(name, ())) for name in proposal.signers
+        }
+
+
 class Witness:
     """A client that signs checkpoints, keeps the last one, and refuses older and forked ones.
 
@@ -219,19 +270,17 @@ class Witness:
             )
 
 
-def collect_signatures(
-    proposal: Checkpoint, co_signers: Sequence[CoSigner], *, proof_from: Mapping[int, Sequence[bytes]]
+def signed_by_all(
+    proposal: Checkpoint, panel: Panel, *, proofs: Mapping[ClientId, Sequence[bytes]]
 ) -> Checkpoint:
     """The proposal with a signature from every co-signer.
 
     Args:
-        proposal: What to sign; its ``signers`` are these co-signers.
-        co_signers: In the order of ``proposal.signers``.
-        proof_from: Consistency proof by the size that it starts from.
+        proposal: What to sign; its ``signers`` are of this panel.
+        panel: Asks them.
+        proofs: Consistency proof from each signer's last checkpoint.
     """
-    signatures = {
-        signer.name: signer.co_sign(proposal, proof_from.get(signer.last_size, ())) for signer in co_signers
-    }
+    signatures = panel.co_sign(proposal, proofs)
     return Checkpoint(
         kind=proposal.kind,
         run_id=proposal.run_id,
@@ -240,7 +289,7 @@ def collect_signatures(
         time=proposal.time,
         reason=proposal.reason,
         signers=proposal.signers,
-        signatures=signatures,
+        signatures={name: signatures[name] for name in proposal.signers},
     )
 
 

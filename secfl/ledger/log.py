@@ -27,7 +27,7 @@ from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError, Priva
 from secfl.guarantees import Adversary, Guarantee
 from secfl.ledger.accounts import Account
 from secfl.ledger.canonical import canonical
-from secfl.ledger.checkpoints import Checkpoint, CoSigner
+from secfl.ledger.checkpoints import Checkpoint, CoSigner, Panel
 from secfl.ledger.entry import (
     EntryType,
     Exposure,
@@ -287,8 +287,8 @@ class PrivacyLedger:
         )
         self._meter = meter_of(self._state)
 
-    def checkpoint(self, co_signers: Sequence[CoSigner | Identity]) -> Checkpoint:
-        """Have the log so far signed; the clients keep what they sign.
+    def checkpoint(self, co_signers: Sequence[CoSigner | Identity] | Panel) -> Checkpoint:
+        """Have the log so far signed, by a panel or one client after the other; they keep what they sign.
 
         Raises:
             RemoteProtocolError: A client refuses, because it signed something that does not fit.
@@ -296,7 +296,7 @@ class PrivacyLedger:
         return self._sign_and_append("checkpoint", co_signers, "")
 
     def close(
-        self, *, co_signers: Sequence[CoSigner | Identity], reason: str = "the run is finished"
+        self, *, co_signers: Sequence[CoSigner | Identity] | Panel, reason: str = "the run is finished"
     ) -> Checkpoint:
         """Write the co-signed last entry and let the file go.
 
@@ -352,7 +352,7 @@ class PrivacyLedger:
         return existing
 
     def _sign_and_append(
-        self, kind: str, co_signers: Sequence[CoSigner | Identity], reason: str
+        self, kind: str, co_signers: Sequence[CoSigner | Identity] | Panel, reason: str
     ) -> Checkpoint:
         signed = self._co_signers.sign(self._state, co_signers, kind=kind, time=self._clock(), reason=reason)
         self._append((EntryType(kind), signed.body()), time=signed.time)

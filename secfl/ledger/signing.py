@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secfl.crypto.identity import Identity
-from secfl.ledger.checkpoints import Checkpoint, CoSigner, Witness, collect_signatures
+from secfl.ledger.checkpoints import Checkpoint, CoSigner, EachInTurn, Panel, Witness, signed_by_all
 from secfl.ledger.state import LedgerState
 
 __all__ = ["CoSigners"]
@@ -23,13 +23,19 @@ class CoSigners:
         self._witnesses: dict[str, Witness] = {}
 
     def sign(
-        self, state: LedgerState, signers: Sequence[CoSigner | Identity], *, kind: str, time: str, reason: str
+        self,
+        state: LedgerState,
+        signers: Sequence[CoSigner | Identity] | Panel,
+        *,
+        kind: str,
+        time: str,
+        reason: str,
     ) -> Checkpoint:
-        """Have the log so far signed, with a proof of consistency for each size that somebody signed before.
+        """Have the log so far signed, with a proof of consistency from what each signed before.
 
         Args:
             state: Everything recorded so far.
-            signers: Co-signers, or identities whose witnesses live here.
+            signers: A panel; or co-signers, or identities whose witnesses live here, asked one after the other.
             kind: ``checkpoint`` or ``close``.
             time: Of the entry.
             reason: Why the run ended; empty for a checkpoint.
@@ -37,8 +43,10 @@ class CoSigners:
         Raises:
             RemoteProtocolError: A client refuses, because it signed something that does not fit.
         """
-        known = sorted((self._co_signer(signer) for signer in signers), key=lambda signer: signer.name)
-        sizes = {signer.last_size for signer in known if 0 < signer.last_size <= state.size}
+        panel = signers
+        if not isinstance(panel, Panel):
+            panel = EachInTurn([self._co_signer(signer) for signer in panel])
+        sizes = panel.sizes()
         proposal = Checkpoint(
             kind=kind,
             run_id=self._run_id,
@@ -46,11 +54,12 @@ class CoSigners:
             root=state.tree.root(),
             time=time,
             reason=reason,
-            signers=tuple(signer.name for signer in known),
+            signers=tuple(sorted(sizes)),
         )
-        return collect_signatures(
-            proposal, known, proof_from={size: state.tree.consistency_proof(size) for size in sizes}
-        )
+        proofs = {
+            name: state.tree.consistency_proof(size) for name, size in sizes.items() if 0 < size <= state.size
+        }
+        return signed_by_all(proposal, panel, proofs=proofs)
 
     def _co_signer(self, signer: CoSigner | Identity) -> CoSigner:
         if not isinstance(signer, Identity):

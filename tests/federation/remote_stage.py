@@ -11,6 +11,7 @@ from secfl.crypto.identity import Directory, Identity
 from secfl.federation.exchange import Deadlines, ExchangeDriver, RemoteSite
 from secfl.federation.local_work import Contribution, LocalReport
 from secfl.federation.offer import UPDATE_VECTOR, RoundOffer, RoundTerms
+from secfl.federation.remote_panel import RemotePanel
 from secfl.federation.schemes import scheme_for
 from secfl.federation.site_agent import LocalTraining, Reports, SiteAgent, SiteTerms, largest_message
 from secfl.randomness import InsecureSeededRng, SystemRng
@@ -103,7 +104,7 @@ class Stage:
         """One round; the sum must be the survivors' exact one."""
         offer = self.offer(round_id, **changes)
         spec = offer.specification(self.round_terms, self.terms.directory)
-        sites = self.sites(exchange)
+        sites = self.sites()
         parties = {name: site.join(offer) for name, site in sites.items()}
         driver = ExchangeDriver(exchange, deadlines=DEADLINES, drops=drops)
         aggregator = scheme_for(offer.scheme).aggregator(spec, directory=self.terms.directory)
@@ -112,16 +113,21 @@ class Stage:
         np.testing.assert_array_equal(carriage.result.sums[UPDATE_VECTOR], expected)
         return carriage, sites
 
-    def sites(self, exchange):
+    def sites(self):
         return {
             ClientId(name): RemoteSite(
-                ClientId(name),
-                exchange=exchange,
-                run_id=RUN,
-                most_bytes=largest_message(LENGTH, len(self.identities)),
+                ClientId(name), most_bytes=largest_message(LENGTH, len(self.identities))
             )
             for name in self.identities
         }
+
+    def panel(self, exchange):
+        return RemotePanel(
+            tuple(map(ClientId, self.identities)),
+            exchange=exchange,
+            run_id=RUN,
+            most_bytes=largest_message(LENGTH, len(self.identities)),
+        )
 
 
 class DirectExchange:

@@ -21,7 +21,6 @@ from secfl.federation.requests import (
     Sent,
 )
 from secfl.federation.site_agent import Reports
-from secfl.ledger.checkpoints import Checkpoint
 from secfl.types import SchemeSpec
 
 _SPEC = importlib.util.spec_from_file_location("remote_stage", Path(__file__).with_name("remote_stage.py"))
@@ -302,7 +301,7 @@ class TestWhatACoordinatorRefuses:
     def test_remote_parties_are_not_for_the_other_driver(self, stage):
         one = stage()
         offer = one.offer()
-        parties = {name: site.join(offer) for name, site in one.sites(remote.DirectExchange(one)).items()}
+        parties = {name: site.join(offer) for name, site in one.sites().items()}
         spec = offer.specification(one.round_terms, one.terms.directory)
         with pytest.raises(LocalProtocolError, match="lives at its site"):
             InProcessDriver().carry(
@@ -316,35 +315,3 @@ def test_in_deployment_nothing_about_a_site_is_told(stage):
     _, sites = one.run(exchange)
     assert all(reply.report == {} and reply.seconds == 0 for _, reply in replied(exchange, Sent))
     assert all(site.report is None for site in sites.values())
-
-
-class TestCoSigning:
-    def proposal(self, size, root=bytes(32)):
-        return Checkpoint(
-            kind="checkpoint", run_id=remote.RUN, size=size, root=root, time="now", signers=tuple("abcd")
-        )
-
-    def test_a_site_signs_and_remembers_over_a_restart(self, stage):
-        one = stage()
-        site = one.sites(remote.DirectExchange(one))["a"]
-        assert site.last_size == 0
-        proposal = self.proposal(4)
-        signature = site.co_sign(proposal, [])
-        one.terms.directory.verify("a", signature, proposal.purpose, *proposal.fields())
-        one.restart("a")
-        assert site.last_size == 4
-
-    def test_an_older_or_forked_ledger_is_not_signed(self, stage):
-        one = stage()
-        site = one.sites(remote.DirectExchange(one))["a"]
-        site.co_sign(self.proposal(4), [])
-        with pytest.raises(RemoteProtocolError, match="older"):
-            site.co_sign(self.proposal(3), [])
-        with pytest.raises(RemoteProtocolError, match="forks"):
-            site.co_sign(self.proposal(5, bytes(range(32))), [bytes(32)])
-
-    def test_silence_is_blamed(self, stage):
-        one = stage()
-        exchange = remote.DirectExchange(one, fault=lambda _name, _batch, _request: [])
-        with pytest.raises(RemoteProtocolError, match="in time"):
-            one.sites(exchange)["a"].co_sign(self.proposal(1), [])

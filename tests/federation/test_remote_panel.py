@@ -1,0 +1,93 @@
+"""Sites co-sign the ledger over an exchange: all at once, twice, and whoever does not is told from whoever will not."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from secfl.errors import RemoteProtocolError
+from secfl.federation.request_codec import encode
+from secfl.federation.requests import Signature, WitnessAt
+from secfl.ledger.checkpoints import Checkpoint
+
+_SPEC = importlib.util.spec_from_file_location("remote_stage", Path(__file__).with_name("remote_stage.py"))
+remote = sys.modules["remote_stage"] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(remote)
+
+
+@pytest.fixture
+def one(tmp_path):
+    stage = remote.Stage(tmp_path, "masking")
+    yield stage
+    stage.close()
+
+
+def proposal(size, *, signers="abcd", root=bytes(32)):
+    return Checkpoint(
+        kind="checkpoint", run_id=remote.RUN, size=size, root=root, time="now", signers=tuple(signers)
+    )
+
+
+class Counted:
+    """Counts the batches that go through an exchange."""
+
+    def __init__(self, inner) -> None:
+        self.inner, self.batches = inner, []
+
+    def exchange(self, requests, *, seconds):
+        self.batches.append(sorted(requests))
+        yield from self.inner.exchange(requests, seconds=seconds)
+
+
+def test_all_are_asked_at_once_and_remember_over_a_restart(one):
+    exchange = Counted(remote.DirectExchange(one))
+    panel = one.panel(exchange)
+    assert panel.sizes() == dict.fromkeys("abcd", 0)
+    asked = proposal(4)
+    signatures = panel.co_sign(asked, {})
+    for name in "abcd":
+        one.terms.directory.verify(name, signatures[name], asked.purpose, *asked.fields())
+    one.restart("a")
+    assert panel.sizes() == dict.fromkeys("abcd", 4)
+    assert exchange.batches == [list("abcd")] * 3
+
+
+def test_an_older_or_forked_ledger_is_not_signed(one):
+    panel = one.panel(remote.DirectExchange(one))
+    panel.co_sign(proposal(4), {})
+    with pytest.raises(RemoteProtocolError, match="older"):
+        panel.co_sign(proposal(3), {})
+    with pytest.raises(RemoteProtocolError, match="forks"):
+        panel.co_sign(proposal(5, root=bytes(range(32))), {name: [bytes(32)] for name in "abcd"})
+
+
+def test_whoever_is_away_is_not_asked_to_sign(one):
+    panel = one.panel(
+        remote.DirectExchange(one, fault=lambda name, _batch, request: [] if name == "b" else [request])
+    )
+    assert sorted(panel.sizes()) == ["a", "c", "d"]
+    with pytest.raises(RemoteProtocolError, match="b: did not answer about the ledger in time"):
+        panel.co_sign(proposal(1), {})
+    assert sorted(panel.co_sign(proposal(1, signers="acd"), {})) == ["a", "c", "d"]
+
+
+class Scripted:
+    """Says what it was told to say, whatever it is asked."""
+
+    def __init__(self, *replies) -> None:
+        self.replies = replies
+
+    def exchange(self, _requests, *, seconds):
+        yield from self.replies
+
+
+def test_rubbish_is_no_answer_and_strangers_are_nobody(one):
+    stranger = ("x", encode(WitnessAt(size=9)))
+    late = ("b", encode(Signature(value=bytes(64))))
+    panel = one.panel(Scripted(("a", b"rubbish"), late, ("b", encode(WitnessAt(size=2))), stranger))
+    assert panel.sizes() == {"b": 2}
+    with pytest.raises(RemoteProtocolError, match="a: does not sign the ledger: not a request or reply"):
+        panel.co_sign(proposal(1), {})
