@@ -16,8 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -26,42 +24,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from secfl.config import RunConfig, load_config
-from secfl.crypto.identity import Identity
-from secfl.federation.driver import Driver, Record
-from secfl.federation.engines import RoundEngine, RunSetting, open_engine
-from secfl.federation.members import Members
-from secfl.federation.observer import SilentObserver
-from secfl.federation.simulation import start
-from secfl.federation.work import make_task
-from secfl.randomness import SystemRng
-from secfl.types import ClientId
+from secfl.testing.rehearsal import SETTINGS, compare, prepare_homes, say
 
 SITES = tuple(f"clinic-{number}" for number in range(1, 6))
 KILLED = SITES[2]
-ROUNDS = 3
 APP = Path(__file__).resolve().parent
 SECONDS = 1200.0
-SETTINGS = """\
-clients = 5
-threads = 1
-[data]
-source = "phantom"
-phantom_images = 8
-image_size = 48
-[model]
-channels = [8, 8, 16]
-[training]
-rounds = 3
-local_epochs = 1
-[secure_agg]
-scheme = "ckks"
-threshold = 4
-[deadlines]
-training = 120
-phase = 60
-gathering = 40
-"""
+ASK_SECONDS = 60.0
 
 
 def main() -> int:
@@ -69,7 +38,7 @@ def main() -> int:
     root = Path(sys.argv[1] if len(sys.argv) > 1 else f"runs/flower-demo-{time.strftime('%Y%m%d-%H%M%S')}")
     root = root.resolve()
     root.mkdir(parents=True)
-    prepare_homes(root)
+    prepare_homes(root, SITES, settings=SETTINGS)
     certificates(root / "certificates")
     out = root / "run"
     with Processes(root) as processes:
@@ -84,33 +53,7 @@ def main() -> int:
         say(f"round 2 was done without it; starting {KILLED} again")
         start_node(root, processes, KILLED, number=SITES.index(KILLED), port=port)
         wait_for((out / "summary.json").exists, "the end of the run", root)
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    say(f"drop-outs by round: {summary['dropouts']['by_round']}")
-    expected = in_one_process(root, summary["dropouts"]["by_round"])
-    same = expected["final_model_sha256"] == summary["final_model_sha256"]
-    say(f"model {summary['final_model_sha256'][:16]}…, in one process {expected['final_model_sha256'][:16]}…")
-    secfl("ledger", "verify", str(out))
-    say(str(out))
-    return 0 if same else 1
-
-
-def prepare_homes(root: Path) -> None:
-    """What each site would do on its own host: a key, and a signature under the manifest."""
-    homes = root / "homes"
-    homes.mkdir()
-    for site in SITES:
-        (homes / site).mkdir(mode=0o700)
-        secfl("keys", "new", site, "--out", str(homes / site), quiet=True)
-    manifest = root / "manifest.json"
-    entries = [str(homes / site / f"{site}.public.json") for site in SITES]
-    secfl("keys", "enroll", str(manifest), *entries, quiet=True)
-    for site in SITES:
-        secfl("keys", "manifest", str(manifest), "--sign", str(homes / site / f"{site}.key"), quiet=True)
-    coordinator = homes / "coordinator"
-    coordinator.mkdir()
-    for folder in [coordinator, *(homes / site for site in SITES)]:
-        (folder / "manifest.json").write_bytes(manifest.read_bytes())
-        (folder / "config.toml").write_text(SETTINGS, encoding="utf-8")
+    return 0 if compare(out, settings=SETTINGS, beside=root) else 1
 
 
 def certificates(folder: Path) -> None:
@@ -280,41 +223,6 @@ def submit(root: Path, out: Path) -> None:
     say("submitted")
 
 
-class Scripted:
-    """An engine whose drivers lose the given sites in the given rounds."""
-
-    def __init__(self, inner: RoundEngine, lost: Mapping[str, list[str]]) -> None:
-        self._inner, self._lost, self._round = inner, lost, -1
-        self.clients, self.co_signers = inner.clients, inner.co_signers
-
-    def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
-        """The next round's driver."""
-        self._round += 1
-        lost = {ClientId(name): 0 for name in self._lost.get(str(self._round), [])}
-        return self._inner.driver(drops={**drops, **lost}, record=record)
-
-
-def in_one_process(root: Path, lost: Mapping[str, list[str]]) -> dict[str, object]:
-    """The same run without Flower, with the same drop-outs."""
-
-    @contextmanager
-    def opener(setting: RunSetting) -> Iterator[RoundEngine]:
-        with open_engine(setting) as engine:
-            yield Scripted(engine, lost)
-
-    config: RunConfig = load_config(root / "homes" / "coordinator" / "config.toml", {})
-    task = make_task(config, None)
-    return start(
-        config,
-        out=root / "in-one-process",
-        observer=SilentObserver(),
-        task=task,
-        task_factory=None,
-        members=Members.simulated([Identity.generate(site, SystemRng()) for site in task.sites]),
-        opener=opener,
-    )
-
-
 def wait_for_rounds(root: Path, out: Path, rounds: int) -> None:
     """Wait until so many rounds are in the run's metrics."""
     metrics = out / "metrics.jsonl"
@@ -328,12 +236,12 @@ def wait_for_rounds(root: Path, out: Path, rounds: int) -> None:
 def wait_for(condition: object, what: str, root: Path) -> None:
     """Poll a condition; gives up after `SECONDS`."""
     assert callable(condition)
-    end, ask = time.monotonic() + SECONDS, time.monotonic() + 20
+    end, ask = time.monotonic() + SECONDS, time.monotonic() + ASK_SECONDS
     while not condition():
         if time.monotonic() > end:
             raise SystemExit(f"{what} did not come within {SECONDS:.0f} s; see {root / 'logs'}")
         if time.monotonic() > ask and (root / "flower" / "config.toml").exists():
-            ask = time.monotonic() + 20
+            ask = time.monotonic() + ASK_SECONDS
             runs = json.loads(Environment(root).run("flwr", "list", "demo", "--format", "json"))["runs"]
             if any("failed" in str(one["status"]) for one in runs):
                 raise SystemExit(
@@ -354,20 +262,6 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
-
-
-def secfl(*arguments: str, quiet: bool = False) -> None:
-    """Run one command of secfl."""
-    done = subprocess.run(  # noqa: S603 - this interpreter, no shell
-        [sys.executable, "-m", "secfl.cli", *arguments], check=False, capture_output=quiet, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"secfl {' '.join(arguments)}: {done.stderr or 'failed'}")
-
-
-def say(text: str) -> None:
-    """One line for whoever watches."""
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

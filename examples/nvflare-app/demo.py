@@ -10,11 +10,9 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,40 +20,12 @@ from nvflare.job_config.api import FedJob
 from nvflare.recipe import PocEnv, Run
 from nvflare.tool.poc import poc_commands
 
-from secfl.config import RunConfig, load_config
-from secfl.crypto.identity import Identity
-from secfl.federation.driver import Driver, Record
-from secfl.federation.engines import RoundEngine, RunSetting, open_engine
-from secfl.federation.members import Members
 from secfl.federation.nvflare import Coordinator, SecflRecipe, Site, admit
-from secfl.federation.observer import SilentObserver
-from secfl.federation.simulation import start
-from secfl.federation.work import make_task
-from secfl.randomness import SystemRng
-from secfl.types import ClientId
+from secfl.testing.rehearsal import SETTINGS, compare, prepare_homes, say
 
 SITES = tuple(f"clinic-{number}" for number in range(1, 6))
 KILLED = SITES[2]
 SECONDS = 1200.0
-SETTINGS = """\
-clients = 5
-threads = 1
-[data]
-source = "phantom"
-phantom_images = 8
-image_size = 48
-[model]
-channels = [8, 8, 16]
-[training]
-rounds = 3
-local_epochs = 1
-[secure_agg]
-scheme = "ckks"
-threshold = 4
-[deadlines]
-training = 120
-phase = 60
-"""
 
 
 class Clinics(PocEnv):
@@ -97,7 +67,7 @@ def main() -> int:
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    prepare_homes(root)
+    prepare_homes(root, SITES, settings=SETTINGS, coordinator="server")
     clinics = Clinics(root)
     try:
         job = SecflRecipe("secfl", min_clients=4).execute(clinics)
@@ -111,32 +81,7 @@ def main() -> int:
         wait_for((out / "summary.json").exists, "the end of the run", job)
     finally:
         stop(root, clinics)
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    say(f"drop-outs by round: {summary['dropouts']['by_round']}")
-    expected = in_one_process(root, summary["dropouts"]["by_round"])
-    same = expected["final_model_sha256"] == summary["final_model_sha256"]
-    say(f"model {summary['final_model_sha256'][:16]}…, in one process {expected['final_model_sha256'][:16]}…")
-    secfl("ledger", "verify", str(out))
-    say(str(out))
-    return 0 if same else 1
-
-
-def prepare_homes(root: Path) -> None:
-    """What each site would do on its own host: a key, and a signature under the manifest."""
-    homes = root / "homes"
-    homes.mkdir()
-    for site in SITES:
-        (homes / site).mkdir(mode=0o700)
-        secfl("keys", "new", site, "--out", str(homes / site), quiet=True)
-    manifest = root / "manifest.json"
-    entries = [str(homes / site / f"{site}.public.json") for site in SITES]
-    secfl("keys", "enroll", str(manifest), *entries, quiet=True)
-    for site in SITES:
-        secfl("keys", "manifest", str(manifest), "--sign", str(homes / site / f"{site}.key"), quiet=True)
-    (homes / "server").mkdir(mode=0o700)
-    for name in ("server", *SITES):
-        (homes / name / "manifest.json").write_bytes(manifest.read_bytes())
-        (homes / name / "config.toml").write_text(SETTINGS, encoding="utf-8")
+    return 0 if compare(out, settings=SETTINGS, beside=root) else 1
 
 
 def settle(kit: Path, home: Path, name: str) -> None:
@@ -191,42 +136,6 @@ def stop(root: Path, clinics: Clinics) -> None:
     psutil.wait_procs(left, timeout=10)
 
 
-class Scripted:
-    """An engine whose drivers lose the given sites in the given rounds."""
-
-    def __init__(self, inner: RoundEngine, lost: Mapping[str, list[str]]) -> None:
-        self._inner, self._lost, self._round = inner, lost, -1
-        self.clients, self.co_signers = inner.clients, inner.co_signers
-
-    def driver(self, *, drops: Mapping[ClientId, int], record: Record | None) -> Driver:
-        """The next round's driver."""
-        self._round += 1
-        lost = {ClientId(name): 0 for name in self._lost.get(str(self._round), [])}
-        return self._inner.driver(drops={**drops, **lost}, record=record)
-
-
-def in_one_process(root: Path, lost: Mapping[str, list[str]]) -> dict[str, object]:
-    """The same run without NVFlare, with the same drop-outs."""
-
-    @contextmanager
-    def opener(setting: RunSetting) -> Iterator[RoundEngine]:
-        with open_engine(setting) as engine:
-            yield Scripted(engine, lost)
-
-    (root / "config.toml").write_text(SETTINGS, encoding="utf-8")
-    config: RunConfig = load_config(root / "config.toml", {})
-    task = make_task(config, None)
-    return start(
-        config,
-        out=root / "in-one-process",
-        observer=SilentObserver(),
-        task=task,
-        task_factory=None,
-        members=Members.simulated([Identity.generate(site, SystemRng()) for site in task.sites]),
-        opener=opener,
-    )
-
-
 def wait_for(condition: Callable[[], bool], what: str, job: Run) -> None:
     """Poll a condition; gives up after `SECONDS`, or when the job has ended without it."""
     end, ask = time.monotonic() + SECONDS, time.monotonic() + 20
@@ -239,20 +148,6 @@ def wait_for(condition: Callable[[], bool], what: str, job: Run) -> None:
             if status.startswith("FINISHED") and not condition():
                 raise SystemExit(f"{what} did not come; NVFlare's job is {status}; see the hosts' log.txt")
         time.sleep(0.3)
-
-
-def secfl(*arguments: str, quiet: bool = False) -> None:
-    """Run one command of secfl."""
-    done = subprocess.run(  # noqa: S603 - this interpreter, no shell
-        [sys.executable, "-m", "secfl.cli", *arguments], check=False, capture_output=quiet, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"secfl {' '.join(arguments)}: {done.stderr or 'failed'}")
-
-
-def say(text: str) -> None:
-    """One line for whoever watches."""
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

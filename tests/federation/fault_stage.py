@@ -26,7 +26,7 @@ from pathlib import Path
 from secfl.config import RunConfig
 from secfl.crypto.identity import Identity
 from secfl.errors import SecflError
-from secfl.federation.engines import RemoteEngine, open_engine
+from secfl.federation.engines import RemoteEngine
 from secfl.federation.members import Members
 from secfl.federation.multiprocess import SiteProcesses, python_module
 from secfl.federation.observer import SilentObserver
@@ -36,6 +36,7 @@ from secfl.federation.site_agent import largest_message
 from secfl.federation.work import make_task
 from secfl.ledger.verify import load, verify_file
 from secfl.randomness import SystemRng
+from secfl.testing.rehearsal import in_one_process
 from secfl.types import ClientId
 
 HERE = Path(__file__).parent
@@ -274,32 +275,9 @@ def attempts(out: Path, name: str) -> set[int]:
 def undisturbed(dropped: tuple[tuple[str, ...], ...]) -> str:
     """SHA-256 of the model of a run in one process in which these sites are missing, round by round."""
 
-    class Scripted:
-        def __init__(self, inner) -> None:
-            self.inner, self.round = inner, -1
-            self.clients, self.co_signers = inner.clients, inner.co_signers
-
-        def driver(self, *, drops, record):
-            self.round += 1
-            lost = dict.fromkeys(map(ClientId, dropped[self.round]), 0)
-            return self.inner.driver(drops={**drops, **lost}, record=record)
-
-    @contextmanager
-    def opener(setting):
-        with open_engine(setting) as engine:
-            yield Scripted(engine)
-
-    settings = config(engine="inprocess")
-    task = make_task(settings, FACTORY)
     with tempfile.TemporaryDirectory() as folder:
-        summary = start(
-            settings,
-            out=Path(folder) / "run",
-            observer=SilentObserver(),
-            task=task,
-            task_factory=None,
-            members=Members.simulated([Identity.generate(site, SystemRng()) for site in task.sites]),
-            opener=opener,
+        summary = in_one_process(
+            config(engine="inprocess"), Path(folder) / "run", dropped=dropped, task_factory=FACTORY
         )
     return str(summary["final_model_sha256"])
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from secfl.crypto.snapshots import split_fields
+from secfl.testing.rehearsal import prepare_homes
 
 SITES = tuple(f"site-{number:02d}" for number in range(4))
 FACTORY = "secfl.testing.tasks:linear_task"
@@ -40,7 +41,20 @@ processes = 0
 resume = false
 """
 _COMPONENTS = f"""
+import hashlib, os
+from pathlib import Path
+from secfl.federation import coordinator
 from secfl.federation.flower import coordinator_app, site_app
+from secfl.federation.offer import UPDATE_VECTOR
+
+mean_update = coordinator.mean_update
+
+def opened(result, **more):
+    with Path(os.environ["FLWR_HOME"]).with_name("sums").open("a") as file:
+        file.write(hashlib.sha256(result.sums[UPDATE_VECTOR].tobytes()).hexdigest() + "\\n")
+    return mean_update(result, **more)
+
+coordinator.mean_update = opened
 server = coordinator_app({FACTORY!r})
 client = site_app({FACTORY!r})
 """
@@ -117,8 +131,8 @@ def deployment(root: Path, settings: str):
     app.mkdir()
     (app / "pyproject.toml").write_text(_APP, encoding="utf-8")
     (app / "carried_app.py").write_text(_COMPONENTS, encoding="utf-8")
-    demo.SITES, demo.SETTINGS, demo.APP = SITES, settings, app
-    demo.prepare_homes(root)
+    demo.SITES, demo.APP = SITES, app
+    prepare_homes(root, SITES, settings=settings)
     demo.certificates(root / "certificates")
     with demo.Processes(root) as processes:
         port = demo.start_link(root, processes)

@@ -89,7 +89,8 @@ def test_a_deployed_run_is_that_of_one_process(tmp_path, monkeypatch, run):
         one.submit()
         there = one.wait_for_the_end()
         assert there["dropouts"]["total"] == 0, "this host is too slow for the deadlines"
-        _, model, statements, privacy = played(monkeypatch, tmp_path / "here", "inprocess", run)
+        integers, model, statements, privacy = played(monkeypatch, tmp_path / "here", "inprocess", run)
+        assert (tmp_path / "sums").read_text(encoding="utf-8").split() == integers
         assert (there["final_model_sha256"], there["privacy"]) == (model, privacy)
         assert promises(one.out) == statements
         facts = {name: there[name] for name in ("simulated", "engine", "tls", "node_auth", "processes")}

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from secfl.config import load_config
-from secfl.crypto.identity import Identity
-from secfl.federation.engines import open_engine
-from secfl.federation.members import Members
-from secfl.federation.observer import SilentObserver
-from secfl.federation.simulation import start
-from secfl.federation.work import make_task
 from secfl.ledger.verify import verify_file
-from secfl.randomness import SystemRng
-from secfl.types import ClientId
+from secfl.testing.rehearsal import in_one_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 pytest.importorskip("flwr", reason="needs the extra flower: make test-flower")
@@ -41,36 +33,12 @@ gathering = 60
 """
 
 
-def in_one_process(root, settings, dropped) -> str:
+def model_in_one_process(root, settings, dropped) -> str:
     """The model of the same run with the same drop-outs in one process."""
-
-    class Scripted:
-        def __init__(self, inner) -> None:
-            self.inner, self.round = inner, -1
-            self.clients, self.co_signers = inner.clients, inner.co_signers
-
-        def driver(self, *, drops, record):
-            self.round += 1
-            lost = dict.fromkeys(map(ClientId, dropped[self.round]), 0)
-            return self.inner.driver(drops={**drops, **lost}, record=record)
-
-    @contextmanager
-    def opener(setting):
-        with open_engine(setting) as engine:
-            yield Scripted(engine)
-
     path = root / "config.toml"
     path.write_text(settings, encoding="utf-8")
-    config = load_config(path, {})
-    task = make_task(config, stage.FACTORY)
-    summary = start(
-        config,
-        out=root / "in-one-process",
-        observer=SilentObserver(),
-        task=task,
-        task_factory=None,
-        members=Members.simulated([Identity.generate(site, SystemRng()) for site in task.sites]),
-        opener=opener,
+    summary = in_one_process(
+        load_config(path, {}), root / "in-one-process", dropped=dropped, task_factory=stage.FACTORY
     )
     return summary["final_model_sha256"]
 
@@ -91,7 +59,7 @@ def test_a_node_killed_in_every_phase_comes_back(tmp_path):
         assert all(names in ([], [victim]) for names in dropped)
         assert dropped[3:] == [[], []]  # its input was sent
         assert [victim] in dropped[:2]
-        assert summary["final_model_sha256"] == in_one_process(tmp_path, settings, dropped)
+        assert summary["final_model_sha256"] == model_in_one_process(tmp_path, settings, dropped)
         assert verify_file(one.out / "ledger.jsonl").status == "closed"
 
 
@@ -111,7 +79,7 @@ def test_a_coordinator_that_dies_is_resumed(tmp_path):
         one.submit(resume=True)
         summary = one.wait_for_the_end()
         assert summary["rounds_completed"] == 3
-        assert summary["final_model_sha256"] == in_one_process(tmp_path, settings, summary["dropped"])
+        assert summary["final_model_sha256"] == model_in_one_process(tmp_path, settings, summary["dropped"])
         verdict = verify_file(one.out / "ledger.jsonl")
         assert verdict.status == "closed"
         assert (

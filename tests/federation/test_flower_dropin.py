@@ -81,7 +81,7 @@ def test_the_app_learns_what_it_learned_before(project, tmp_path):
     assert (summary["engine"], summary["rounds_completed"], summary["secure_agg"]["scheme"]) == (
         "flower",
         3,
-        "ckks",
+        "masking",
     )
 
 
