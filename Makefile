@@ -62,11 +62,12 @@ $(NVFLARE)/.installed: pyproject.toml constraints.txt examples/nvflare-app/const
 	$(NVFLARE)/bin/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	$(NVFLARE)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
 		--constraint examples/nvflare-app/constraints.txt --build-constraint constraints.txt \
-		--editable ".[nvflare]" pytest pytest-timeout
+		--editable ".[nvflare]" pytest pytest-timeout hypothesis
 	@touch $@
 
 test-nvflare: $(NVFLARE)/.installed ## The tests that need NVFlare, in an environment of its own, which this makes
 	$(NVFLARE)/bin/python -m pytest --timeout 1800 tests/federation/test_nvflare.py tests/federation/test_nvflare_job.py
+	$(NVFLARE)/bin/python -m pytest --timeout 1800 tests/federation/test_agreement.py -k "nvflare or multiprocess"
 
 nvflare-demo: $(NVFLARE)/.installed ## Five clients in NVFlare's proof-of-concept environment, mutual TLS, one client killed
 	$(NVFLARE)/bin/python examples/nvflare-app/demo.py
