@@ -11,7 +11,7 @@ import typer
 
 from secfl.errors import ConfigError
 
-__all__ = ["app", "read_passphrase"]
+__all__ = ["app"]
 
 app = typer.Typer(
     help="Identity keys and the signed list of who takes part.",
@@ -20,7 +20,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_PASSPHRASE_BYTES = 1024
 _Passphrase = Annotated[
     Path | None,
     typer.Option("--passphrase-file", metavar="FILE", help="File whose first line encrypts the key."),
@@ -41,7 +40,8 @@ def new(
     Example: secfl keys new north --out /etc/secfl --passphrase-file phrase
     """
     from secfl.crypto.identity import Identity
-    from secfl.federation.keyfiles import PublicEntry, write_identity
+    from secfl.federation.keyfiles import read_passphrase, write_identity
+    from secfl.federation.manifest import PublicEntry
     from secfl.randomness import SystemRng
 
     identity = Identity.generate(name, SystemRng())
@@ -68,7 +68,8 @@ def rotate(
     Example: secfl keys rotate north.key
     """
     from secfl.crypto.identity import Identity
-    from secfl.federation.keyfiles import PublicEntry, read_identity, write_identity
+    from secfl.federation.keyfiles import read_identity, read_passphrase, write_identity
+    from secfl.federation.manifest import PublicEntry
     from secfl.randomness import SystemRng
 
     name = key.name.removesuffix(".key")
@@ -93,18 +94,26 @@ def rotate(
 def enroll(
     manifest: _Manifest,
     entries: Annotated[list[Path], typer.Argument(metavar="NAME.public.json ...")],
+    coordinator: Annotated[
+        Path | None,
+        typer.Option(
+            "--coordinator", metavar="NAME.public.json", help="Who alone may ask the members for anything."
+        ),
+    ] = None,
 ) -> None:
     """Put members into a manifest. All signatures under it fall away.
 
     Example: secfl keys enroll manifest.json north.public.json south.public.json
     """
-    from secfl.federation.keyfiles import Manifest, read_manifest, read_public_entry, write_manifest
+    from secfl.federation.manifest import Manifest, read_manifest, read_public_entry, write_manifest
 
     listed = read_manifest(manifest) if manifest.exists() else Manifest()
     for path in entries:
         listed = listed.enroll(read_public_entry(path))
+    if coordinator is not None:
+        listed = listed.coordinated_by(read_public_entry(coordinator))
     write_manifest(manifest, listed)
-    typer.echo(f"{manifest}: {len(listed.members)} members, digest {listed.directory.digest().hex()}")
+    typer.echo(f"{manifest}: {len(listed.members)} members, digest {listed.digest().hex()}")
 
 
 @app.command("manifest")
@@ -123,7 +132,8 @@ def show(
 
     Example: secfl keys manifest manifest.json --sign north.key
     """
-    from secfl.federation.keyfiles import read_identity, read_manifest, write_manifest
+    from secfl.federation.keyfiles import read_identity, read_passphrase
+    from secfl.federation.manifest import read_manifest, write_manifest
 
     listed = read_manifest(manifest)
     if sign is not None:
@@ -133,7 +143,7 @@ def show(
         write_manifest(manifest, listed)
     if check:
         listed.check(_today())
-    digest = listed.directory.digest().hex()
+    digest = listed.digest().hex()
     if as_json:
         rows = [
             {
@@ -145,17 +155,26 @@ def show(
             for entry in listed.members
         ]
         document = {"format_version": 1, "digest": digest, "members": rows, "usable": _usable(listed)}
+        if listed.coordinator is not None:
+            document["coordinator"] = {
+                "name": listed.coordinator.name,
+                "fingerprint": listed.coordinator.fingerprint(),
+                "expires": listed.coordinator.expires.isoformat(),
+            }
         typer.echo(json.dumps(document, indent=2))
         return
     for entry in listed.members:
         signed = "signed" if entry.name in listed.signatures else "not signed"
         typer.echo(f"{entry.name}  expires {entry.expires}  {signed}")
         typer.echo(f"  {entry.fingerprint()}")
+    if listed.coordinator is not None:
+        typer.echo(f"{listed.coordinator.name}  expires {listed.coordinator.expires}  coordinator")
+        typer.echo(f"  {listed.coordinator.fingerprint()}")
     typer.echo(f"digest {digest}")
 
 
 def _usable(manifest: object) -> bool:
-    from secfl.federation.keyfiles import Manifest
+    from secfl.federation.manifest import Manifest
 
     assert isinstance(manifest, Manifest)
     try:
@@ -169,23 +188,9 @@ def _today() -> dt.date:
     return dt.datetime.now(dt.UTC).date()
 
 
-def read_passphrase(file: Path | None) -> bytes | None:
-    """The first line of a file that holds a key's passphrase."""
-    if file is None:
-        return None
-    try:
-        with file.open("rb") as stream:
-            line = stream.readline(_PASSPHRASE_BYTES).rstrip(b"\r\n")
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
-    if not line:
-        raise ConfigError(f"{file}: expected a passphrase in the first line")
-    return line
-
-
 def _write_entry(path: Path, entry: object) -> None:
     from secfl.federation.checkpoint import write_atomically
-    from secfl.federation.keyfiles import PublicEntry
+    from secfl.federation.manifest import PublicEntry
 
     assert isinstance(entry, PublicEntry)
     write_atomically(path, (json.dumps(entry.to_json(), indent=2) + "\n").encode())

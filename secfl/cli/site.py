@@ -30,8 +30,8 @@ def leave(
 
     Example: secfl site leave /var/lib/secfl north
     """
-    from secfl.cli.keys import read_passphrase
-    from secfl.federation.deployment import leave_home
+    from secfl.federation.keyfiles import read_passphrase
+    from secfl.federation.site_home import leave_home
 
     if leave_home(home, name, passphrase=read_passphrase(passphrase_file)):
         typer.echo(f"{name} has left its run; for another one move {home / 'state'} away and keep it")

@@ -25,15 +25,13 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from secfl.config import load_config
 from secfl.errors import ConfigError, RoundAborted
-from secfl.federation.deployment import Beginning, SiteHome, announce_run, coordinate, read_members
-from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
+from secfl.federation.deployment import Beginning, CoordinatorHome
 from secfl.federation.failures import Reports, reply_to
-from secfl.federation.observer import SilentObserver
 from secfl.federation.request_codec import encode
 from secfl.federation.rundir import RunDirectory
-from secfl.federation.site_agent import SiteAgent, largest_message
+from secfl.federation.site_agent import SiteAgent
+from secfl.federation.site_home import SiteHome
 from secfl.federation.site_setup import simulated_agent
 from secfl.federation.work import make_task
 from secfl.segmentation.task import Task
@@ -44,7 +42,6 @@ __all__ = [
     "client_app",
     "coordinator_app",
     "find_sites",
-    "flower_engine",
     "flower_simulation",
     "simulated_sites",
     "site_app",
@@ -204,7 +201,7 @@ def _task_of(run: Path, factory: str | None) -> Task:
 def site_app(task_factory: str | None = None) -> ClientApp:
     """The app of a site in deployment, for ``[tool.flwr.app.components]``.
 
-    The node's configuration names its home (see `secfl.federation.deployment`)::
+    The node's configuration names its home (see `secfl.federation.site_home`)::
 
         flower-supernode --node-config 'site="north" home="/var/lib/secfl/north"' ...
     """
@@ -233,52 +230,24 @@ def coordinator_app(task_factory: str | None = None) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         given = context.run_config
-        home, out = Path(str(given["home"])), Path(str(given["out"]))
-        directory = read_members(home / "manifest.json", dt.datetime.now(dt.UTC).date())
-        config = load_config(home / "config.toml", {})
-        names = tuple(sorted(directory.keys))
-
-        coordinate(
-            config,
-            directory=directory,
-            out=out,
-            opener=lambda setting: flower_engine(grid, setting),
-            observer=SilentObserver(),
+        home = CoordinatorHome.open(Path(str(given["home"])), today=dt.datetime.now(dt.UTC).date())
+        processes = int(given.get("processes", 0))
+        home.run(
+            Path(str(given["out"])),
+            connect=lambda setting: FlowerExchange(
+                grid, setting.members.names, patience=home.config.deadlines.gathering
+            ),
             task_factory=task_factory,
             beginning=Beginning.RESUMED if given.get("resume", False) else Beginning.NEW,
             facts={
                 "engine": "flower-deployment",
                 "tls": bool(given.get("tls", False)),
                 "node_auth": bool(given.get("node-auth", False)),
-                "processes": int(given.get("processes", 0)) or len(names) + 1,
+                **({"processes": processes} if processes else {}),
             },
         )
 
     return app
-
-
-@contextmanager
-def flower_engine(grid: Grid, setting: RunSetting, *, patience: float | None = None) -> Iterator[RoundEngine]:
-    """The engine of a run whose sites have homes, over a server app's grid; tells them which run begins.
-
-    Args:
-        grid: Of the server app.
-        setting: The run.
-        patience: Seconds for which sites are waited for; by default the configuration's `deadlines.gathering`.
-    """
-    names, config = setting.members.names, setting.config
-    exchange = FlowerExchange(grid, names, patience=patience or config.deadlines.gathering)
-    absent = announce_run(
-        exchange,
-        names,
-        run_id=setting.run_id,
-        config_digest=config.digest(),
-        seconds=config.deadlines.training,
-    )
-    for site, reason in absent.items():
-        setting.run.log(f"{site} is not in the run: {reason}")
-    most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
-    yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
 
 
 @contextmanager

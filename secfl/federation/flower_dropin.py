@@ -41,15 +41,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
-from secfl.config import RunConfig, load_config
+from secfl.config import RunConfig
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError, DataError
-from secfl.federation.deployment import SiteHome, read_members
-from secfl.federation.flower import client_app, flower_engine
-from secfl.federation.keyfiles import Manifest, PublicEntry, write_identity, write_manifest
+from secfl.federation.deployment import CoordinatorHome, engine_over
+from secfl.federation.flower import FlowerExchange, client_app
+from secfl.federation.homes import homes_of
 from secfl.federation.members import Members
 from secfl.federation.observer import SilentObserver
 from secfl.federation.simulation import start
+from secfl.federation.site_home import SiteHome
 from secfl.randomness import SystemRng
 from secfl.segmentation.task import LocalResult, Preview, SiteMetrics, State
 from secfl.types import join_fields
@@ -58,7 +59,6 @@ __all__ = ["SecureStrategy", "protect"]
 
 _NODE: Final = 1
 _SETTLE_SECONDS: Final = 1.0
-_KEY_DAYS: Final = 2
 
 TrainConfig = Mapping[str, int | float | str | bool]
 
@@ -76,7 +76,7 @@ def protect(
 
     Returns:
         The app for ``[tool.flwr.app.components]``. In deployment the node's configuration names ``site`` and ``home``
-        (`secfl.federation.deployment`); under Flower's simulation keys are made on the spot.
+        (`secfl.federation.site_home`); under Flower's simulation keys are made on the spot.
     """
     settings = dict(train_config or {})
 
@@ -130,7 +130,7 @@ class SecureStrategy:
             ConfigError: The home does not fit the run.
             RoundAborted: Too few sites remained, again and again; nothing was opened.
         """
-        config, members = self._members(grid, num_rounds, timeout)
+        config, members, coordinator = self._members(grid, num_rounds, timeout)
         step = _StrategyStep(self._strategy, initial_arrays, grid=grid, evaluate_fn=evaluate_fn)
         settings = {
             name: value
@@ -147,7 +147,11 @@ class SecureStrategy:
                 task=task,
                 task_factory=None,
                 members=members,
-                opener=lambda setting: flower_engine(grid, setting, patience=timeout),
+                opener=lambda setting: engine_over(
+                    FlowerExchange(grid, setting.members.names, patience=timeout),
+                    setting,
+                    coordinator=coordinator,
+                ),
                 optimizer=step,
                 facts={"engine": "flower", "processes": len(members.names) + 1},
             )
@@ -158,41 +162,28 @@ class SecureStrategy:
             raise DataError(f"{self.out}: the strategy's model is not the run's")
         return step.result
 
-    def _members(self, grid: Grid, rounds: int, timeout: float) -> tuple[RunConfig, Members]:
-        given = self._context.run_config.get("secfl-home", "")
+    def _members(self, grid: Grid, rounds: int, timeout: float) -> tuple[RunConfig, Members, Identity | None]:
+        given, today = self._context.run_config.get("secfl-home", ""), dt.datetime.now(dt.UTC).date()
         if given:
-            home = Path(str(given))
-            config = load_config(home / "config.toml", {})
-            if config.training.rounds != rounds:
+            home = CoordinatorHome.open(Path(str(given)), today=today)
+            if home.config.training.rounds != rounds:
                 raise ConfigError(
-                    f"{home / 'config.toml'}: training.rounds: {config.training.rounds}, the strategy has {rounds}"
+                    f"{Path(str(given)) / 'config.toml'}: training.rounds: {home.config.training.rounds}, "
+                    f"the strategy has {rounds}"
                 )
-            directory = read_members(home / "manifest.json", dt.datetime.now(dt.UTC).date())
-            return config, Members(directory=directory)
+            return home.config, Members(directory=home.directory), home.identity
         nodes = _settled_nodes(grid, timeout)
         tree = {"clients": nodes, "training": {"rounds": rounds}} | self._settings
         config = RunConfig.model_validate(tree)
-        return config, make_homes(_simulated_homes(self._context.run_id), config, sites=nodes)
-
-
-def make_homes(root: Path, config: RunConfig, *, sites: int) -> Members:
-    """Homes of simulated sites, all on this host: a new key each, one manifest, one configuration."""
-    today = dt.datetime.now(dt.UTC).date()
-    identities = [Identity.generate(_simulated_name(number), SystemRng()) for number in range(sites)]
-    manifest = Manifest()
-    for identity in identities:
-        expires = today + dt.timedelta(days=_KEY_DAYS)
-        manifest = manifest.enroll(PublicEntry.issue(identity, created=today, expires=expires))
-    for identity in identities:
-        manifest = manifest.signed_by(identity)
-    root.mkdir(mode=0o700, parents=True)
-    for identity in identities:
-        home = root / identity.name
-        home.mkdir(mode=0o700)
-        write_identity(home / f"{identity.name}.key", identity, passphrase=None)
-        write_manifest(home / "manifest.json", manifest)
-        (home / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-    return Members.simulated(identities)
+        names = [_simulated_name(number) for number in range(nodes)]
+        identities = homes_of(
+            _simulated_homes(self._context.run_id),
+            {"config.toml": config.to_toml()},
+            sites=names,
+            today=today,
+            rng=SystemRng(),
+        )
+        return config, Members.simulated(identities), None
 
 
 class _WrappedTask:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError
-from secfl.federation.keyfiles import Manifest, PublicEntry, write_identity, write_manifest
+from secfl.federation.keyfiles import write_identity
+from secfl.federation.manifest import Manifest, PublicEntry, write_manifest
 from secfl.randomness import Rng
 
-__all__ = ["make_homes"]
+__all__ = ["homes_of", "make_homes"]
 
 _LIFETIME = dt.timedelta(days=2)
 
@@ -29,7 +30,7 @@ def make_homes(
         template: A folder with ``config.toml``, and ``task`` and ``code`` where the task is one of your own.
         folder: Where the homes go, by name; must not exist.
         sites: The sites.
-        coordinator: Name of the coordinator's home.
+        coordinator: Name of the coordinator's home, which has no key.
         today: The keys are good for two days from here.
         rng: Source of the keys.
 
@@ -38,6 +39,40 @@ def make_homes(
     """
     if not (template / "config.toml").is_file():
         raise ConfigError(f"{template}: has no config.toml")
+    given = {
+        name: (template / name).read_text(encoding="utf-8")
+        for name in ("config.toml", "task")
+        if (template / name).is_file()
+    }
+    homes_of(folder, given, sites=sites, keyless=(coordinator,), today=today, rng=rng)
+    if (template / "code").is_dir():
+        for name in (coordinator, *sites):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(template / "code", folder / name / "code", ignore=ignored)
+
+
+def homes_of(
+    folder: Path,
+    files: Mapping[str, str],
+    *,
+    sites: Sequence[str],
+    today: dt.date,
+    rng: Rng,
+    keyless: Sequence[str] = (),
+) -> list[Identity]:
+    """A home for every name, with these files, a fresh key for every site, and a manifest that all sites have signed.
+
+    Args:
+        folder: Where the homes go, by name; must not exist.
+        files: Text by file name, the same for all.
+        sites: The sites.
+        today: The keys are good for two days from here.
+        rng: Source of the keys.
+        keyless: Names that get a home without a key.
+
+    Returns:
+        The sites' identities.
+    """
     identities = [Identity.generate(site, rng) for site in sites]
     manifest = Manifest()
     for identity in identities:
@@ -46,14 +81,12 @@ def make_homes(
     for identity in identities:
         manifest = manifest.signed_by(identity)
     folder.mkdir(mode=0o700, parents=True)
-    for name in (coordinator, *sites):
+    for name in (*keyless, *sites):
         home = folder / name
         home.mkdir(mode=0o700)
         write_manifest(home / "manifest.json", manifest)
-        for given in ("config.toml", "task"):
-            if (template / given).is_file():
-                shutil.copyfile(template / given, home / given)
-        if (template / "code").is_dir():
-            shutil.copytree(template / "code", home / "code", ignore=shutil.ignore_patterns("__pycache__"))
+        for file, text in files.items():
+            (home / file).write_text(text, encoding="utf-8")
     for identity in identities:
         write_identity(folder / identity.name / f"{identity.name}.key", identity, passphrase=None)
+    return identities

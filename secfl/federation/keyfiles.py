@@ -1,20 +1,14 @@
-"""Identity keys as files, and the manifest that says whose keys take part.
+"""A site's signing key as a file, for its owner only, and the passphrase that may encrypt it.
 
-A site makes its key where it will be used; only the public entry leaves. The manifest is a list of such entries,
-signed by every member, and its digest is what each site pins (docs/protocol.md, section 2): read it aloud to each
-other once. A key is replaced by an entry that the old key signed, so that nobody else can replace it.
+A site makes its key where it will be used; only the public entry leaves (`secfl.federation.manifest`).
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -26,231 +20,23 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from secfl.crypto.identity import Directory, Identity
-from secfl.errors import ConfigError, RemoteProtocolError
-from secfl.federation.checkpoint import write_atomically
-from secfl.types import ClientId, client_id, join_fields
+from secfl.crypto.identity import Identity
+from secfl.errors import ConfigError
+from secfl.types import client_id
 
 __all__ = [
-    "KEYS_FORMAT_VERSION",
-    "Manifest",
-    "PublicEntry",
+    "PASSPHRASE_VARIABLE",
+    "passphrase_of_service",
     "read_identity",
-    "read_manifest",
-    "read_public_entry",
+    "read_passphrase",
+    "read_small_file",
     "write_identity",
-    "write_manifest",
 ]
 
-KEYS_FORMAT_VERSION: Final = 1
+PASSPHRASE_VARIABLE: Final = "SECFL_PASSPHRASE_FILE"  # noqa: S105 - names a file; holds no secret
+_PASSPHRASE_BYTES: Final = 1024
 _MOST_BYTES: Final = 1 << 20
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublicEntry:
-    """One member's public key, as its owner signed it.
-
-    Attributes:
-        name: The site.
-        public_key: 32 bytes, Ed25519.
-        created: Date, UTC.
-        expires: First day on which the key is refused.
-        signature: By this key over the entry.
-        previous_key: The key that this one replaces; empty for a first key.
-        previous_signature: By the replaced key over the same entry.
-    """
-
-    name: ClientId
-    public_key: bytes
-    created: dt.date
-    expires: dt.date
-    signature: bytes = field(default=b"", repr=False)
-    previous_key: bytes = b""
-    previous_signature: bytes = field(default=b"", repr=False)
-
-    @classmethod
-    def issue(
-        cls, identity: Identity, *, created: dt.date, expires: dt.date, previous: Identity | None = None
-    ) -> PublicEntry:
-        """A signed entry for a key, and by the key that it replaces.
-
-        Raises:
-            ConfigError: It would expire before it begins, or replace another site's key.
-        """
-        if expires <= created:
-            raise ConfigError(f"key of {identity.name}: expires {expires}, expected a day after {created}")
-        if previous is not None and previous.name != identity.name:
-            raise ConfigError(f"key of {identity.name}: cannot replace that of {previous.name}")
-        bare = cls(
-            name=identity.name,
-            public_key=identity.public_key(),
-            created=created,
-            expires=expires,
-            previous_key=b"" if previous is None else previous.public_key(),
-        )
-        return replace(
-            bare,
-            signature=identity.sign(b"key-entry", *bare.fields()),
-            previous_signature=b"" if previous is None else previous.sign(b"key-entry", *bare.fields()),
-        )
-
-    def fields(self) -> tuple[bytes, ...]:
-        """What the signatures cover."""
-        dates = (self.created.isoformat().encode(), self.expires.isoformat().encode())
-        return (self.name.encode(), self.public_key, *dates, self.previous_key)
-
-    def check(self) -> None:
-        """Refuse an entry that its own key, or the key that it replaces, did not sign.
-
-        Raises:
-            ConfigError: Names the site.
-        """
-        pairs = [(self.public_key, self.signature)]
-        if self.previous_key:
-            pairs.append((self.previous_key, self.previous_signature))
-        for key, signature in pairs:
-            try:
-                Directory({self.name: key}).verify(self.name, signature, b"key-entry", *self.fields())
-            except RemoteProtocolError as error:
-                raise ConfigError(f"key of {self.name}: {error.reason}") from None
-
-    def fingerprint(self) -> str:
-        """The public key in groups of four digits, to be read aloud."""
-        digits = self.public_key.hex()
-        return " ".join(digits[start : start + 4] for start in range(0, len(digits), 4))
-
-    def to_json(self) -> dict[str, Any]:
-        """The file's content."""
-        return {
-            "format_version": KEYS_FORMAT_VERSION,
-            "name": self.name,
-            "public_key": self.public_key.hex(),
-            "created": self.created.isoformat(),
-            "expires": self.expires.isoformat(),
-            "signature": self.signature.hex(),
-            "previous_key": self.previous_key.hex(),
-            "previous_signature": self.previous_signature.hex(),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PublicEntry:
-        """Read `to_json` back and check the signatures; `ConfigError` otherwise."""
-        _check_version(value)
-        try:
-            entry = cls(
-                name=client_id(str(value["name"])),
-                public_key=bytes.fromhex(value["public_key"]),
-                created=dt.date.fromisoformat(value["created"]),
-                expires=dt.date.fromisoformat(value["expires"]),
-                signature=bytes.fromhex(value["signature"]),
-                previous_key=bytes.fromhex(value["previous_key"]),
-                previous_signature=bytes.fromhex(value["previous_signature"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"key entry: {type(error).__name__}: {error}") from None
-        entry.check()
-        return entry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """Who takes part, each member's signature under the whole list.
-
-    Attributes:
-        members: Sorted by name.
-        signatures: By member, over `fields`.
-    """
-
-    members: tuple[PublicEntry, ...] = ()
-    signatures: Mapping[ClientId, bytes] = field(default_factory=dict, repr=False)
-
-    @property
-    def directory(self) -> Directory:
-        """The members' keys."""
-        return Directory({entry.name: entry.public_key for entry in self.members})
-
-    def fields(self) -> tuple[bytes, ...]:
-        """What members sign: every entry, in order."""
-        return tuple(join_fields(*entry.fields()) for entry in self.members)
-
-    def enroll(self, entry: PublicEntry) -> Manifest:
-        """The manifest with one more member, or with a member's new key. All signatures fall away.
-
-        Raises:
-            ConfigError: The member has another key, and that one did not sign the new entry.
-        """
-        entry.check()
-        known = {one.name: one for one in self.members}
-        old = known.get(entry.name)
-        if old == entry:
-            return self
-        if old is not None and entry.previous_key != old.public_key:
-            raise ConfigError(
-                f"key of {entry.name}: the manifest has another one that did not sign this entry; "
-                "expected an entry made by: secfl keys rotate"
-            )
-        known[entry.name] = entry
-        return Manifest(members=tuple(known[name] for name in sorted(known)))
-
-    def signed_by(self, identity: Identity) -> Manifest:
-        """The manifest with one member's signature.
-
-        Raises:
-            ConfigError: The identity is no member, or its key is not the enrolled one.
-        """
-        if self.directory.keys.get(identity.name) != identity.public_key():
-            raise ConfigError(f"{identity.name}: this key is not the one in the manifest")
-        signature = identity.sign(b"manifest", *self.fields())
-        return replace(self, signatures={**self.signatures, identity.name: signature})
-
-    def missing(self) -> tuple[ClientId, ...]:
-        """Members that have not signed."""
-        return tuple(entry.name for entry in self.members if entry.name not in self.signatures)
-
-    def check(self, today: dt.date) -> Directory:
-        """The directory, once everybody has signed and no key has expired.
-
-        Raises:
-            ConfigError: Names the member.
-        """
-        directory = self.directory
-        for entry in self.members:
-            entry.check()
-            if entry.expires <= today:
-                raise ConfigError(
-                    f"key of {entry.name}: expired on {entry.expires}; make a new one by: secfl keys rotate"
-                )
-        for name, signature in self.signatures.items():
-            try:
-                directory.verify(name, signature, b"manifest", *self.fields())
-            except RemoteProtocolError as error:
-                raise ConfigError(f"manifest: {name}: {error.reason}") from None
-        if missing := self.missing():
-            raise ConfigError(f"manifest: not signed by {', '.join(missing)}")
-        return directory
-
-    def to_json(self) -> dict[str, Any]:
-        """The file's content."""
-        return {
-            "format_version": KEYS_FORMAT_VERSION,
-            "members": [entry.to_json() for entry in self.members],
-            "signatures": {name: value.hex() for name, value in sorted(self.signatures.items())},
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """Read `to_json` back; entries are checked, expiry and the members' signatures are for `check`."""
-        _check_version(value)
-        try:
-            members = tuple(PublicEntry.from_json(one) for one in value["members"])
-            signatures = {client_id(name): bytes.fromhex(text) for name, text in value["signatures"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"manifest: {type(error).__name__}: {error}") from None
-        names = [entry.name for entry in members]
-        if names != sorted(set(names)):
-            raise ConfigError("manifest: expected members sorted by name, each once")
-        return cls(members=members, signatures=signatures)
 
 
 def write_identity(path: Path, identity: Identity, *, passphrase: bytes | None) -> None:
@@ -287,7 +73,7 @@ def read_identity(path: Path, name: str, *, passphrase: bytes | None) -> Identit
     Raises:
         ConfigError: Missing, readable by others, not an Ed25519 key, or another passphrase.
     """
-    content = _read(path)
+    content = read_small_file(path)
     mode = path.stat().st_mode
     if os.name == "posix" and mode & _OTHERS:
         raise ConfigError(
@@ -305,33 +91,36 @@ def read_identity(path: Path, name: str, *, passphrase: bytes | None) -> Identit
     return Identity(client_id(name), key.private_bytes_raw())
 
 
-def read_public_entry(path: Path) -> PublicEntry:
-    """Read and check one member's entry; `ConfigError` names the file."""
-    return PublicEntry.from_json(_read_json(path))
+def read_passphrase(file: Path | None) -> bytes | None:
+    """The first line of a file that holds a key's passphrase; ``None`` for no file.
 
-
-def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; see `Manifest.check` for what must hold before it is used."""
+    Raises:
+        ConfigError: It cannot be read, or its first line is empty.
+    """
+    if file is None:
+        return None
     try:
-        return Manifest.from_json(_read_json(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+        with file.open("rb") as stream:
+            line = stream.readline(_PASSPHRASE_BYTES).rstrip(b"\r\n")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    if not line:
+        raise ConfigError(f"{file}: expected a passphrase in the first line")
+    return line
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest, whole or not at all."""
-    write_atomically(path, (json.dumps(manifest.to_json(), indent=2) + "\n").encode())
+def passphrase_of_service() -> bytes | None:
+    """The passphrase that a service was given: environment `SECFL_PASSPHRASE_FILE` names its file.
+
+    Raises:
+        ConfigError: As in `read_passphrase`.
+    """
+    named = os.environ.get(PASSPHRASE_VARIABLE)
+    return read_passphrase(Path(named) if named else None)
 
 
-def _check_version(value: Mapping[str, Any]) -> None:
-    version = value.get("format_version") if isinstance(value, Mapping) else None
-    if not isinstance(version, int) or version < 1:
-        raise ConfigError("expected a file written by secfl keys (format_version is missing)")
-    if version > KEYS_FORMAT_VERSION:
-        raise ConfigError(f"format_version {version} is newer than this secfl reads; upgrade secfl")
-
-
-def _read(path: Path) -> bytes:
+def read_small_file(path: Path) -> bytes:
+    """What a key file or manifest holds; `ConfigError` when it cannot be read or is larger than 1 MiB."""
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -340,18 +129,3 @@ def _read(path: Path) -> bytes:
     if len(content) > _MOST_BYTES:
         raise ConfigError(f"{path}: larger than {_MOST_BYTES} bytes; expected a key or manifest")
     return content
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(_read(path))
-    except ValueError:
-        raise ConfigError(f"{path}: expected a JSON file written by secfl keys") from None
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{path}: expected a JSON object written by secfl keys")
-    return value
-
-
-def expired(entries: Sequence[PublicEntry], today: dt.date) -> tuple[ClientId, ...]:
-    """Members whose keys are refused today."""
-    return tuple(entry.name for entry in entries if entry.expires <= today)

@@ -28,16 +28,13 @@ from nvflare.collab.api.exceptions import RunAborted
 from nvflare.recipe import SimEnv
 from nvflare.recipe.spec import ExecEnv
 
-from secfl.config import load_config
 from secfl.errors import ConfigError, RoundAborted
-from secfl.federation.deployment import Beginning, SiteHome, announce_run, coordinate, read_members
-from secfl.federation.engines import RemoteEngine, RoundEngine, RunSetting
+from secfl.federation.deployment import Beginning, CoordinatorHome
 from secfl.federation.failures import Reports, reply_to
 from secfl.federation.homes import make_homes
-from secfl.federation.observer import SilentObserver
 from secfl.federation.request_codec import encode
 from secfl.federation.requests import Refused
-from secfl.federation.site_agent import largest_message
+from secfl.federation.site_home import SiteHome
 from secfl.randomness import SystemRng
 from secfl.types import AGGREGATOR, ClientId, RoundId
 
@@ -173,7 +170,7 @@ class AnsweringSite:
 class Site(AnsweringSite):
     """A site in deployment. Its home is ``local/secfl/NAME`` of the NVFlare client's own workspace.
 
-    The home is as `secfl.federation.deployment` says. A file ``task`` with one line ``module:function`` names a task of
+    The home is as `secfl.federation.site_home` says. A file ``task`` with one line ``module:function`` names a task of
     the site's own, whose modules may lie in the home's folder ``code``. Nothing of this comes from a job.
     """
 
@@ -204,43 +201,20 @@ class Coordinator:
         """Run the federation; returns the run directory."""
         context = collab.fl_ctx
         home, job = home_folder(_SERVER), str(context.get_job_id())
-        directory = read_members(home / "manifest.json", dt.datetime.now(dt.UTC).date())
-        names = tuple(sorted(directory.keys))
         secure = bool(context.get_prop(FLContextKey.SECURE_MODE, default=False))
         out = home / "runs" / (job if self.resume is None else self.resume)
         out.parent.mkdir(mode=0o700, exist_ok=True)
 
-        coordinate(
-            load_config(home / "config.toml", {}),
-            directory=directory,
-            out=out,
-            opener=collab_engine,
-            observer=SilentObserver(),
+        CoordinatorHome.open(home, today=dt.datetime.now(dt.UTC).date()).run(
+            out,
+            connect=lambda setting: CollabExchange.of_job(setting.members.names),
             task_factory=task_of_home(home),
             beginning=Beginning.NEW if self.resume is None else Beginning.RESUMED,
-            facts={"engine": "nvflare", "tls": secure, "node_auth": secure, "processes": len(names) + 1},
+            facts={"engine": "nvflare", "tls": secure, "node_auth": secure},
         )
         result = Path(collab.workspace.get_result_root(job)) / "secfl"
         shutil.copytree(out, result, ignore=shutil.ignore_patterns("round-*.safetensors"))
         return str(out)
-
-
-@contextlib.contextmanager
-def collab_engine(setting: RunSetting) -> Iterator[RoundEngine]:
-    """The engine of a run whose sites have homes, in a job's main function; tells them which run begins."""
-    names, config = setting.members.names, setting.config
-    exchange = CollabExchange.of_job(names)
-    absent = announce_run(
-        exchange,
-        names,
-        run_id=setting.run_id,
-        config_digest=config.digest(),
-        seconds=config.deadlines.training,
-    )
-    for site, reason in absent.items():
-        setting.run.log(f"{site} is not in the run: {reason}")
-    most_bytes = largest_message(setting.terms.round_terms.grid.length, len(names))
-    yield RemoteEngine(setting, exchange, most_bytes=most_bytes)
 
 
 def home_folder(name: str) -> Path:

@@ -55,6 +55,19 @@ def test_from_keys_to_a_usable_manifest(tmp_path, secfl, members):
     assert after["members"][0]["fingerprint"] != shown["members"][0]["fingerprint"]
 
 
+def test_a_manifest_may_name_the_coordinator(tmp_path, secfl, members):
+    manifest = tmp_path / "manifest.json"
+    secfl("keys", "new", "head", "--out", tmp_path)
+    entries = [tmp_path / f"{name}.public.json" for name in NAMES]
+    code, out, _ = secfl("keys", "enroll", manifest, *entries, "--coordinator", tmp_path / "head.public.json")
+    assert (code, "3 members" in out) == (0, True)
+    code, out, _ = secfl("keys", "manifest", manifest)
+    assert (code, "head  expires" in out, "coordinator" in out) == (0, True, True)
+    shown = json.loads(secfl("keys", "manifest", manifest, "--json")[1])
+    assert shown["coordinator"]["name"] == "head"
+    assert len(shown["members"]) == 3
+
+
 def test_nothing_is_written_over(tmp_path, secfl, members):
     before = (tmp_path / "north.key").read_bytes()
     code, _, err = secfl("keys", "new", "north", "--out", tmp_path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from contextlib import contextmanager
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +14,10 @@ from secfl.config import RunConfig
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError, LocalProtocolError, RemoteProtocolError, RoundAborted
 from secfl.federation import site_setup
-from secfl.federation.deployment import (
-    Beginning,
-    SiteHome,
-    announce_run,
-    coordinate,
-    leave_home,
-    read_members,
-)
-from secfl.federation.engines import RemoteEngine
-from secfl.federation.keyfiles import Manifest, PublicEntry, write_identity, write_manifest
+from secfl.federation.deployment import Beginning, CoordinatorHome, announce_run
+from secfl.federation.failures import Reports
+from secfl.federation.keyfiles import PASSPHRASE_VARIABLE, write_identity
+from secfl.federation.manifest import Manifest, PublicEntry, write_manifest
 from secfl.federation.observer import SilentObserver
 from secfl.federation.policy import ATTEMPTS
 from secfl.federation.request_codec import decode_reply, encode
@@ -33,10 +28,15 @@ from secfl.federation.requests import (
     OfferRound,
     Opened,
     OpenRun,
+    Refused,
     Sent,
+    Signature,
+    WitnessAt,
 )
 from secfl.federation.schemes import scheme_spec
+from secfl.federation.signed_requests import sign_request
 from secfl.federation.simulation import simulate
+from secfl.federation.site_home import SiteHome, leave_home
 from secfl.ledger.verify import verify_file
 from secfl.randomness import SystemRng
 from secfl.testing.tasks import LinearTask
@@ -54,23 +54,28 @@ def configuration(**changes) -> RunConfig:
 
 
 class Federation:
-    """Four homes on disk, and an exchange that asks them by a call."""
+    """Four homes on disk, one of a coordinator, and an exchange that asks the sites by a call."""
 
-    def __init__(self, root, config: RunConfig) -> None:
+    def __init__(self, root, config: RunConfig, *, head: Identity | None = None, phrase=None) -> None:
         self.root, self.config = root, config
         identities = {name: Identity.generate(name, SystemRng()) for name in NAMES}
         manifest = Manifest()
         for identity in identities.values():
             expires = TODAY + dt.timedelta(days=30)
             manifest = manifest.enroll(PublicEntry.issue(identity, created=TODAY, expires=expires))
+        if head is not None:
+            manifest = manifest.coordinated_by(PublicEntry.issue(head, created=TODAY, expires=expires))
         for identity in identities.values():
             manifest = manifest.signed_by(identity)
-        for name, identity in identities.items():
+        for name, identity in {**identities, "coordinator": head}.items():
             home = root / name
             home.mkdir(parents=True)
-            write_identity(home / f"{name}.key", identity, passphrase=None)
+            if identity is not None:
+                write_identity(home / f"{identity.name}.key", identity, passphrase=phrase)
             write_manifest(home / "manifest.json", manifest)
             (home / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+        self.coordinator = root / "coordinator"
+        self.said: list[bytes] = []
         self.silent: set[tuple[str, int]] = set()
         self.batch = 0
         self.dies_at = 0
@@ -88,7 +93,8 @@ class Federation:
                 continue
             home = self.open(name)
             try:
-                yield name, home.handle(request)
+                self.said.append(home.handle(request))
+                yield name, self.said[-1]
             finally:
                 home.close()
 
@@ -96,20 +102,10 @@ class Federation:
         """Nobody is waited for."""
 
     def run(self, beginning=Beginning.NEW, **facts):
-        @contextmanager
-        def opener(setting):
-            absent = announce_run(
-                self, NAMES, run_id=setting.run_id, config_digest=self.config.digest(), seconds=5
-            )
-            assert absent == {}
-            yield RemoteEngine(setting, self, most_bytes=1 << 22)
-
-        return coordinate(
-            self.config,
-            directory=read_members(self.root / NAMES[0] / "manifest.json", TODAY),
-            out=self.root / "run",
-            opener=opener,
-            observer=SilentObserver(),
+        home = CoordinatorHome.open(self.coordinator, today=TODAY)
+        return replace(home, config=self.config).run(
+            self.root / "run",
+            connect=lambda _setting: self,
             task_factory=FACTORY,
             facts=facts,
             beginning=beginning,
@@ -118,8 +114,8 @@ class Federation:
 
 @pytest.fixture
 def federation(tmp_path):
-    def make(**changes):
-        return Federation(tmp_path / "homes", configuration(**changes))
+    def make(head=None, phrase=None, **changes):
+        return Federation(tmp_path / "homes", configuration(**changes), head=head, phrase=phrase)
 
     return make
 
@@ -140,7 +136,7 @@ def test_the_model_is_that_of_a_simulation_and_nobody_held_all_keys(tmp_path, fe
 
 def test_a_site_that_is_away_for_a_round_drops_out_and_comes_back(federation):
     one = federation(training={"rounds": 3})
-    # One batch opens the run, a round of masking has five, and co-signing asks each site twice one by one.
+    # One batch opens the run, a round of masking has five, and co-signing two.
     one.silent = {(NAMES[1], batch) for batch in range(2, 7)}
     summary = one.run()
     assert summary["dropouts"]["by_round"] == {"0": [NAMES[1]]}
@@ -321,6 +317,113 @@ def test_a_run_that_its_sites_decline_ends_with_what_it_has(federation):
     assert verify_file(one.root / "run" / "ledger.jsonl").status == "closed"
 
 
+class TestCoordinatorsKey:
+    """The members' manifest names a coordinator: whoever else is on the link gets nothing."""
+
+    @pytest.fixture
+    def head(self):
+        return Identity.generate("head-office", SystemRng())
+
+    def opening(self, one) -> bytes:
+        return encode(OpenRun(run_id=RUN, config_digest=one.config.digest()))
+
+    def answer(self, one, request, site=NAMES[0]):
+        home = one.open(site)
+        try:
+            return decode_reply(home.handle(request), peer="a", most_bytes=1 << 22)
+        finally:
+            home.close()
+
+    def test_the_run_is_the_same(self, tmp_path, federation, head):
+        one = federation(head=head)
+        there = one.run()
+        here = simulate(one.config, out=tmp_path / "here", observer=SilentObserver(), task_factory=FACTORY)
+        assert there["final_model_sha256"] == here["final_model_sha256"]
+        assert there["dropouts"]["total"] == 0
+        assert verify_file(one.root / "run" / "ledger.jsonl").status == "closed"
+
+    def test_somebody_on_the_link_opens_no_run(self, federation, head):
+        """Without the guard the site would be bound to a run that nobody wanted: see the line after it."""
+        one, stranger = federation(head=head), Identity.generate("head-office", SystemRng())
+        request = self.opening(one)
+        wrong = [
+            request,
+            sign_request(stranger, request, site=NAMES[0], run_id=RUN),
+            sign_request(head, request, site=NAMES[1], run_id=RUN),
+            sign_request(head, request, site=NAMES[0], run_id=RUN)[:-1],
+            sign_request(head, request, site=NAMES[0], run_id=RUN)[:40],
+        ]
+        for attempt in wrong:
+            reply = self.answer(one, attempt)
+            assert isinstance(reply, Refused)
+            assert "that head-office has not signed" in reply.reason
+        assert not (one.root / NAMES[0] / "state").exists()
+        assert isinstance(self.answer(one, sign_request(head, request, site=NAMES[0], run_id=RUN)), Opened)
+
+    def test_without_a_coordinator_in_the_manifest_anybody_may(self, federation):
+        one = federation()
+        assert isinstance(self.answer(one, self.opening(one)), Opened)
+
+    def test_a_request_of_another_run_is_not_answered_again(self, federation, head):
+        one = federation(head=head)
+        self.answer(one, sign_request(head, self.opening(one), site=NAMES[0], run_id=RUN))
+        old = sign_request(head, encode(AskWitness(run_id=RUN)), site=NAMES[0], run_id=bytes(16))
+        assert "another run" in self.answer(one, old).reason
+
+    def test_a_coordinator_without_its_key_does_not_start(self, federation, head):
+        one = federation(head=head)
+        key = one.coordinator / "head-office.key"
+        key.unlink()
+        with pytest.raises(ConfigError, match=r"head-office\.key: cannot be read"):
+            one.run()
+        write_identity(key, Identity.generate("head-office", SystemRng()), passphrase=None)
+        with pytest.raises(ConfigError, match="is not the key of the coordinator in the manifest"):
+            one.run()
+
+    def test_keys_under_a_passphrase(self, federation, head, tmp_path, monkeypatch):
+        one = federation(head=head, phrase=b"correct horse")
+        monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
+        with pytest.raises(ConfigError, match="needs a passphrase"):
+            one.open(NAMES[0])
+        phrase = tmp_path / "phrase"
+        monkeypatch.setenv(PASSPHRASE_VARIABLE, str(phrase))
+        with pytest.raises(ConfigError, match="phrase: cannot be read"):
+            one.open(NAMES[0])
+        phrase.write_text("correct horse\nand whatever\n", encoding="utf-8")
+        assert one.run()["dropouts"]["total"] == 0
+
+
+def test_nothing_of_a_single_site_leaves_it(federation, monkeypatch):
+    """All that sites say in a deployed run: envelopes of the protocol, and no figure of their own work.
+
+    The same bytes of sites that report show that the search finds what it looks for.
+    """
+
+    def open_as(reports):
+        def open_home(one, name):
+            home = SiteHome.open(one.root / name, name, today=TODAY, task_factory=FACTORY)
+            home.reports = reports
+            return home
+
+        return open_home
+
+    def figures(reports):
+        one = federation()
+        monkeypatch.setattr(Federation, "open", open_as(reports))
+        summary = one.run()
+        replies = [decode_reply(data, peer="a", most_bytes=1 << 22) for data in one.said]
+        told = [reply for reply in replies if isinstance(reply, Sent) and (reply.report or reply.seconds)]
+        shutil.rmtree(one.root)
+        return told, summary["time_s"]["train"], {type(reply) for reply in replies}
+
+    told, seconds, kinds = figures(Reports.NOTHING)
+    assert (told, seconds) == ([], 0)
+    assert kinds == {Opened, Sent, WitnessAt, Signature}
+    told, seconds, _ = figures(Reports.SIMULATION)
+    assert told
+    assert seconds > 0
+
+
 class TestTheEnd:
     def snapshots(self, one, name):
         return list((one.root / name / "state" / "snapshots").iterdir())
@@ -372,7 +475,7 @@ class TestTheEnd:
 
 
 class TestCoordinator:
-    @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6, 7, 9, 11])
+    @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 14, 16, 17])
     def test_one_that_died_goes_on(self, tmp_path, federation, batch):
         """In every phase of both rounds: the model is the same, and no round id is used twice."""
         one = federation()
@@ -419,7 +522,7 @@ class TestCoordinator:
 
     def test_a_run_whose_sites_are_gone_at_the_end_stays_open(self, federation):
         one = federation()
-        one.silent = {(name, batch) for name in NAMES[:2] for batch in range(12, 200)}
+        one.silent = {(name, batch) for name in NAMES[:2] for batch in range(14, 200)}
         with pytest.raises((LocalProtocolError, RemoteProtocolError)):
             one.run()
         assert verify_file(one.root / "run" / "ledger.jsonl").status == "open"

@@ -16,7 +16,8 @@ import pytest
 from secfl.crypto.identity import Directory
 from secfl.errors import ConfigError
 from secfl.federation.homes import make_homes
-from secfl.federation.keyfiles import read_identity, read_manifest
+from secfl.federation.keyfiles import read_identity
+from secfl.federation.manifest import read_manifest
 from secfl.federation.request_codec import decode_reply, encode
 from secfl.federation.requests import (
     Failed,
