@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 from secfl._version import __version__
 from secfl.benchmarking.suite import describe_machine
 from secfl.federation.checkpoint import write_atomically
+from secfl.studies.jobs import store_result
 from secfl.studies.published.interface import Drawing, Prose, PublishedStudy, Request, Results, Row
 
 __all__ = ["FORMAT_VERSION", "markdown", "write_report"]
 
 FORMAT_VERSION = 1
-_KEPT_OF_STATEMENTS = ("view", "adversary", "colluders", "epsilon", "non_private")
 _KEPT_FACTS = ("config_sha256", "final_model_sha256", "rounds", "scheme", "seconds", "ledgers")
 
 
@@ -39,7 +38,10 @@ def write_report(
         "secure_agg": request.scheme.value,
         "rows": [row.as_dict() for row in rows],
         "conclusions": list(prose.conclusions),
-        "runs": {name: _facts(result) for name, result in results.items()},
+        "runs": {
+            name: {fact: result[fact] for fact in _KEPT_FACTS if fact in result}
+            for name, result in results.items()
+        },
         "versions": {"secfl": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in study.libraries},
         "machine": describe_machine(),
@@ -48,47 +50,10 @@ def write_report(
     pictures = study.figures(request, rows, results)
     for stem, drawing in pictures.items():
         _draw(drawing, out, stem)
-    write_atomically(out / "table.json", _lines(document).encode())
+    store_result(out / "table.json", document)
     write_atomically(out / "table.md", f"# {study.title}\n\n{table}\n".encode())
     write_atomically(out / "README.md", _readme(study, document, prose, table, tuple(pictures)).encode())
     return document
-
-
-def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table keeps of a run. What its ledger's statements hold under is in the ledger, once."""
-    kept = {fact: result[fact] for fact in _KEPT_FACTS if fact in result}
-    if "ledgers" in kept:
-        kept["ledgers"] = {
-            path: {
-                **ledger,
-                "statements": [
-                    {name: one[name] for name in _KEPT_OF_STATEMENTS if one.get(name) is not None}
-                    for one in ledger["statements"]
-                ],
-            }
-            for path, ledger in kept["ledgers"].items()
-        }
-    return kept
-
-
-def _lines(document: Mapping[str, Any]) -> str:
-    """JSON with one line for each row and each run: small, and differences can be read."""
-    parts = []
-    for name, value in document.items():
-        if isinstance(value, list) and any(isinstance(one, dict | str) for one in value):
-            inner = ",\n".join("    " + _json(one) for one in value)
-            text = f"[\n{inner}\n  ]"
-        elif isinstance(value, dict) and value:
-            inner = ",\n".join(f"    {_json(key)}: {_json(one)}" for key, one in value.items())
-            text = f"{{\n{inner}\n  }}"
-        else:
-            text = _json(value)
-        parts.append(f"  {_json(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, allow_nan=False)
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -171,7 +136,7 @@ def _readme(
 def _again(document: Mapping[str, Any]) -> str:
     """What the same command gives; whoever could repeat private noise could take it away."""
     private = any(
-        "epsilon" in statement
+        statement["epsilon"] is not None
         for run in document["runs"].values()
         for ledger in run.get("ledgers", {}).values()
         for statement in ledger["statements"]

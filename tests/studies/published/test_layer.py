@@ -96,11 +96,8 @@ def test_a_study_leaves_runs_a_table_pictures_and_a_page(tiny, tmp_path):
         kept = document["runs"][f"run-{seed}"]["ledgers"]["ledger.jsonl"]
         assert kept["root"] == verdict.root
         assert kept["statements"][0]["non_private"]
-        assert "holds_if" not in kept["statements"][0]
         assert (folder / "summary.json").is_file()
-    lines = (tmp_path / "table.json").read_text()
-    assert json.loads(lines) == document
-    assert sum('"name": ' in line for line in lines.splitlines()) == len(document["rows"])
+    assert json.loads((tmp_path / "table.json").read_text()) == document
     dice, up, missing = document["rows"]
     assert dice["mean"] == pytest.approx(sum(dice["per_seed"].values()) / 2, abs=1e-6)
     assert dice["spread"] is not None
