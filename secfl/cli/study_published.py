@@ -62,6 +62,10 @@ def _command(name: str, entry: Entry) -> Callable[..., None]:
                 metavar="N", min=1, max=100, help="Runs of each kind; default 3, and 1 for smoke and paper."
             ),
         ] = None,
+        first_seed: Annotated[
+            int | None,
+            typer.Option(metavar="N", min=0, help="First experiment seed; default 0."),
+        ] = None,
         out: Annotated[
             Path | None,
             typer.Option(metavar="DIR", help="Table, pictures and runs; default runs/NAME-PRESET."),
@@ -82,14 +86,15 @@ def _command(name: str, entry: Entry) -> Callable[..., None]:
         study = entry.load()
         if resume is None:
             chosen = Preset(preset or Preset.SMALL)
+            count, first = seeds or (3 if chosen is Preset.SMALL else 1), first_seed or 0
             request = Request(
                 preset=chosen,
-                seeds=tuple(range(seeds or (3 if chosen is Preset.SMALL else 1))),
+                seeds=tuple(range(first, first + count)),
                 data=data or "phantom",
                 scheme=Scheme(secure_agg or Scheme.MASKING),
             )
             folder = out or Path("runs") / f"{name}-{chosen.value}"
-        elif preset or data or secure_agg or seeds or out:
+        elif preset or data or secure_agg or seeds or first_seed is not None or out:
             raise ConfigError(
                 "--resume: takes everything from the folder; expected no other setting beside it"
             )

@@ -14,7 +14,7 @@ from secfl.report.plots import Series
 
 __all__ = ["Panel", "StudyFacts", "StudyTable", "is_study", "read_study"]
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _LARGEST = 32 << 20  # bytes
 _PANELS = 6
 _ARMS = {

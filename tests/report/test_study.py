@@ -70,7 +70,7 @@ def test_words_of_a_study_cannot_become_markup(study):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"format_version": 2}, "newer than this secfl reads"),
+        ({"format_version": 3}, "newer than this secfl reads"),
         ({"rows": [{"group": "x"}]}, "damaged"),
         ({"conclusions": 7}, "damaged"),
     ],

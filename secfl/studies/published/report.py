@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from secfl.studies.published.interface import Drawing, Prose, PublishedStudy, Re
 
 __all__ = ["FORMAT_VERSION", "markdown", "write_report"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KEPT_FACTS = ("config_sha256", "final_model_sha256", "rounds", "scheme", "seconds", "ledgers")
 
 
@@ -26,6 +27,7 @@ def write_report(
     """Write everything but the runs; returns the content of ``table.json``."""
     rows = study.rows(request, results)
     prose = study.prose(request, rows, results)
+    runs, statements = _without_repeats(results)
     document = {
         "format_version": FORMAT_VERSION,
         "study": study.name,
@@ -38,10 +40,8 @@ def write_report(
         "secure_agg": request.scheme.value,
         "rows": [row.as_dict() for row in rows],
         "conclusions": list(prose.conclusions),
-        "runs": {
-            name: {fact: result[fact] for fact in _KEPT_FACTS if fact in result}
-            for name, result in results.items()
-        },
+        "runs": runs,
+        "statements": statements,
         "versions": {"secfl": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in study.libraries},
         "machine": describe_machine(),
@@ -54,6 +54,34 @@ def write_report(
     write_atomically(out / "table.md", f"# {study.title}\n\n{table}\n".encode())
     write_atomically(out / "README.md", _readme(study, document, prose, table, tuple(pictures)).encode())
     return document
+
+
+def _without_repeats(results: Results) -> tuple[dict[str, Any], list[Any]]:
+    """Facts of every run, whose ledgers name their statements by their places in the list beside them.
+
+    All runs of a kind prove the same, and a statement for each adversary would be nearly all of the file.
+    """
+    places: dict[str, int] = {}
+    statements: list[Any] = []
+    runs: dict[str, Any] = {}
+    for name, result in results.items():
+        runs[name] = {fact: result[fact] for fact in _KEPT_FACTS if fact in result}
+        ledgers = runs[name].get("ledgers", {})
+        for ledger in ledgers.values():
+            for statement in ledger["statements"]:
+                if _key(statement) not in places:
+                    places[_key(statement)] = len(statements)
+                    statements.append(statement)
+        if ledgers:
+            runs[name]["ledgers"] = {
+                path: {**ledger, "statements": [places[_key(one)] for one in ledger["statements"]]}
+                for path, ledger in ledgers.items()
+            }
+    return runs, statements
+
+
+def _key(statement: Mapping[str, Any]) -> str:
+    return json.dumps(statement, sort_keys=True)
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -135,12 +163,7 @@ def _readme(
 
 def _again(document: Mapping[str, Any]) -> str:
     """What the same command gives; whoever could repeat private noise could take it away."""
-    private = any(
-        statement["epsilon"] is not None
-        for run in document["runs"].values()
-        for ledger in run.get("ledgers", {}).values()
-        for statement in ledger["statements"]
-    )
+    private = any(statement["epsilon"] is not None for statement in document["statements"])
     if private:
         return (
             "Noise and samples of private runs are secret and never the same, so the same command gives these "

@@ -68,7 +68,9 @@ def command_line(study: PublishedStudy, request: Request, out: Path) -> str:
     words = ["secfl", "study", study.name, "--preset", request.preset.value]
     words += [] if request.data == "phantom" else ["--data", request.data]
     words += [] if request.scheme is Scheme.MASKING else ["--secure-agg", request.scheme.value]
-    return shlex.join([*words, "--seeds", str(len(request.seeds)), "--out", str(out)])
+    words += ["--seeds", str(len(request.seeds))]
+    words += ["--first-seed", str(request.seeds[0])] if request.seeds[0] else []
+    return shlex.join([*words, "--out", str(out)])
 
 
 def _kept(out: Path) -> Path:

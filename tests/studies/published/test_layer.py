@@ -64,7 +64,8 @@ def tiny(monkeypatch):
 
 
 def request(seeds=2, **more):
-    return Request(**({"preset": Preset.SMOKE, "seeds": tuple(range(seeds))} | more))
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else seeds
+    return Request(**({"preset": Preset.SMOKE, "seeds": chosen} | more))
 
 
 def run(study, asked, out, *, listener=None, said=None):
@@ -95,9 +96,14 @@ def test_a_study_leaves_runs_a_table_pictures_and_a_page(tiny, tmp_path):
         assert verdict.status is Status.CLOSED
         kept = document["runs"][f"run-{seed}"]["ledgers"]["ledger.jsonl"]
         assert kept["root"] == verdict.root
-        assert kept["statements"][0]["non_private"]
+        said = [document["statements"][place] for place in kept["statements"]]
+        assert len(said) == len(verdict.statements)
+        assert all(one["non_private"] for one in said)
         assert (folder / "summary.json").is_file()
     assert json.loads((tmp_path / "table.json").read_text()) == document
+    # Two runs prove the same, and it is written once.
+    assert len({json.dumps(one) for one in document["statements"]}) == len(document["statements"])
+    assert len(document["statements"]) <= len(verdict.statements)
     dice, up, missing = document["rows"]
     assert dice["mean"] == pytest.approx(sum(dice["per_seed"].values()) / 2, abs=1e-6)
     assert dice["spread"] is not None
@@ -173,6 +179,24 @@ def test_the_command_that_is_printed_is_the_command(tiny, tmp_path):
         command_line(tiny, request(2, scheme=Scheme.PLAIN, data="a b"), Path("out"))
         == "secfl study tiny --preset smoke --data 'a b' --secure-agg plain --seeds 2 --out out"
     )
+    assert command_line(tiny, request(seeds=(10, 11)), Path("out")) == (
+        "secfl study tiny --preset smoke --seeds 2 --first-seed 10 --out out"
+    )
+
+
+def test_seeds_begin_where_they_are_asked_to(app, monkeypatch):
+    """Settings may be tried on seeds that are then never reported."""
+    asked = []
+
+    def listen(study, request, **more):
+        asked.append((command_line(study, request, more["out"]), request.seeds))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_published", listen)
+    for words in (["--seeds", "2", "--first-seed", "10"], ["--preset", "small"], ["--first-seed", "7"]):
+        CliRunner().invoke(app, ["tiny", *words, "--quiet"])
+    assert [seeds for _, seeds in asked] == [(10, 11), (0, 1, 2), (7, 8, 9)]
+    assert [("--first-seed" in line) for line, _ in asked] == [True, False, True]
 
 
 @pytest.fixture
@@ -184,8 +208,9 @@ def app():
     return made
 
 
-def test_resume_takes_no_other_setting(app, tmp_path):
-    found = CliRunner().invoke(app, ["tiny", "--resume", str(tmp_path), "--seeds", "2"])
+@pytest.mark.parametrize("more", [["--seeds", "2"], ["--first-seed", "0"]])
+def test_resume_takes_no_other_setting(app, tmp_path, more):
+    found = CliRunner().invoke(app, ["tiny", "--resume", str(tmp_path), *more])
     assert isinstance(found.exception, ConfigError)
     assert "expected no other setting" in str(found.exception)
 
