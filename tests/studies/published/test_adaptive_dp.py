@@ -15,8 +15,14 @@ from secfl.studies.published.adaptive_dp import STUDY
 from secfl.studies.published.adaptive_dp.arms import MODALITIES, PRIVATE, Arm, published_share
 from secfl.studies.published.adaptive_dp.presets import PLANS
 from secfl.studies.published.adaptive_dp.settings import DELTA, EPSILON, arm_settings, modalities_of
-from secfl.studies.published.adaptive_dp.study import TRY_SEED, arm_job
-from secfl.studies.published.adaptive_dp.tables import movement, rounds_to, share_of_means, table
+from secfl.studies.published.adaptive_dp.study import TRY_SEED, TUNING_SEEDS, arm_job
+from secfl.studies.published.adaptive_dp.tables import (
+    movement,
+    noise_over_clip,
+    rounds_to,
+    share_of_means,
+    table,
+)
 from secfl.studies.published.adaptive_dp.words import words
 from secfl.studies.published.interface import Preset, Request
 from secfl.studies.published.runner import run_published
@@ -126,7 +132,9 @@ def test_arms_differ_in_clip_step_size_and_rule_alone(preset):
         for arm in PRIVATE:
             privacy = configs[arm].privacy
             assert (privacy.mode, privacy.epsilon, privacy.delta) == (DpMode.PATIENT, EPSILON, DELTA)
-            same = {"clip": None, "quantile_clip": None, "noise_decay": 1.0, "step_size": 1.0}
+            same = {"clip": None, "quantile_clip": None, "noise_decay": 1.0}
+            same |= {"step_size": 1.0, "final_step_size": size.last_step}
+            assert privacy.final_step_size == pytest.approx(size.last_step * privacy.step_size)
             assert privacy.model_copy(update=same) == configs[Arm.STATIC].privacy.model_copy(update=same)
             assert configs[arm].data == configs[Arm.OPEN].data
             assert configs[arm].model == configs[Arm.OPEN].model
@@ -144,8 +152,9 @@ def size_on_this_machine(size):
 def test_no_figure_comes_from_the_seed_of_the_tries():
     jobs = [job.name for stage in STUDY.stages(SMOKE, Path("nowhere")) for job in stage]
     assert not any(name.endswith(str(TRY_SEED)) for name in jobs)
-    with pytest.raises(ConfigError, match="901"):
-        STUDY.stages(Request(preset=Preset.SMOKE, seeds=(TRY_SEED,)), Path("nowhere"))
+    for seed in TUNING_SEEDS:
+        with pytest.raises(ConfigError, match=f"settings were chosen on seed {seed}"):
+            STUDY.stages(Request(preset=Preset.SMOKE, seeds=(seed - 1, seed)), Path("nowhere"))
 
 
 def result_of(dice, *, curve=((1, 0.5), (2, 0.9)), epsilon=None):
@@ -160,6 +169,7 @@ def result_of(dice, *, curve=((1, 0.5), (2, 0.9)), epsilon=None):
             "hd95": {"mean": None},
         },
         "absent": {"lesion": 0.0},
+        "privacy": {"noise_multiplier": 0.5},
         "curve": [{"round": at, "dice": value} for at, value in curve],
         "clips": [],
         "rounds": curve[-1][0],
@@ -209,6 +219,18 @@ def test_the_share_recovered_is_of_means_and_by_seed(monkeypatch):
     assert "recovers 50 % of the loss (target 50 %): met" in said
     assert "adapting gives +0 points" in said
     assert "highest ε that one of them proves is 7.90" in said
+
+
+def test_the_noise_is_set_against_the_clip(monkeypatch):
+    results = results_of(monkeypatch, DICE)
+    size = PLANS[Preset.SMALL].sizes["skin"]
+    rows = {row.where["arm"]: row for row in table(TWO, results) if row.group == "Noise"}
+    assert set(rows) == {arm.value for arm in PRIVATE}
+    patients = 3 * size.sampling_rate * size.patients
+    # Ten parameters and z = 0.5: noise of norm 0.5 √10 C on a sum of that many patients.
+    assert rows["static DP"].values == pytest.approx(dict.fromkeys((0, 1), 0.5 * 10**0.5 / patients))
+    folder = Request(preset=Preset.SMALL, seeds=(0, 1), data="somewhere")
+    assert noise_over_clip(folder, results, SKIN, Arm.STATIC) == {}
 
 
 def test_a_missed_target_is_said_with_numbers(monkeypatch):

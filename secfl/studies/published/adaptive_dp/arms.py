@@ -156,7 +156,8 @@ class Size:
         sampling_rate: q.
         steps: Private steps, each one a round.
         physical_batch: Images whose gradients are in memory at once.
-        step_size: Of the server's Adam, by private arm.
+        step_size: Of the server's Adam in the first step, by private arm.
+        last_step: Size of the last step as a share of the first; sizes fall linearly, in every private arm.
         tuned_clip: Clip norm of the arm with the well tuned one.
         rule: The adaptive arm's.
         rounds: Of the arms without proved privacy: passes over each clinic's images.
@@ -175,6 +176,7 @@ class Size:
     steps: int
     physical_batch: int = 16
     step_size: Mapping[Arm, float]
+    last_step: float = 0.02
     tuned_clip: float
     rule: Mapping[str, Any]
     rounds: int

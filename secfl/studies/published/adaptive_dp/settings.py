@@ -135,6 +135,7 @@ def _private(size: Size, declared: int, *, step_size: float, keys: Mapping[str, 
             "nominal_patients": declared,
             "physical_batch": size.physical_batch,
             "step_size": step_size,
+            "final_step_size": size.last_step * step_size,
             **keys,
         },
     }

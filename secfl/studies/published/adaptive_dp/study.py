@@ -36,6 +36,9 @@ __all__ = ["AdaptiveDp", "arm_job", "public_job", "try_job"]
 TRY_SEED: Final = 901
 """Of the tries; no figure of an arm comes from it."""
 
+TUNING_SEEDS: Final = frozenset({101, TRY_SEED})
+"""What settings were chosen on."""
+
 PUBLIC_SEED: Final = 7001
 """Of the public phantom."""
 
@@ -69,8 +72,9 @@ class AdaptiveDp:
         Raises:
             ConfigError: A seed is that of the tries, or the folder cannot be used.
         """
-        if TRY_SEED in request.seeds:
-            raise ConfigError(f"--seeds: {TRY_SEED} is the seed of the tries; expected others")
+        looked_at = sorted(TUNING_SEEDS & set(request.seeds))
+        if looked_at:
+            raise ConfigError(f"--first-seed: settings were chosen on seed {looked_at[0]}; expected others")
         plan = PLANS[request.preset]
         public, arms, tries = [], [], []
         for modality in modalities_of(request):

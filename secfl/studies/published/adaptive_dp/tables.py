@@ -17,7 +17,8 @@ from secfl.studies.published.adaptive_dp.arms import (
     Modality,
     published_share,
 )
-from secfl.studies.published.adaptive_dp.settings import DELTA, EPSILON, modalities_of
+from secfl.studies.published.adaptive_dp.presets import PLANS
+from secfl.studies.published.adaptive_dp.settings import CLINICS, DELTA, EPSILON, modalities_of
 from secfl.studies.published.adaptive_dp.study import TRY_SEED, arm_job, tried, try_job
 from secfl.studies.published.interface import Definition, Request, Results, Row
 
@@ -30,6 +31,7 @@ __all__ = [
     "dice_of_classes",
     "learned_classes",
     "loss",
+    "noise_over_clip",
     "share_of_means",
     "statement",
     "table",
@@ -50,7 +52,7 @@ _REACHED: Final = 0.95
 def table(request: Request, results: Results) -> list[Row]:
     """All rows, group by group."""
     modalities = modalities_of(request)
-    makers = (_dice, _shares, _distances, _speed, _epsilons, _traffic)
+    makers = (_dice, _shares, _distances, _speed, _epsilons, _noises, _traffic)
     rows = [row for make in makers for modality in modalities for row in make(request, results, modality)]
     return rows + [row for modality in modalities for row in _tries(request, results, modality)]
 
@@ -324,6 +326,40 @@ def _epsilons(request: Request, results: Results, modality: Modality) -> list[Ro
                 )
             )
     return rows
+
+
+def noise_over_clip(request: Request, results: Results, modality: Modality, arm: Arm) -> dict[int, float]:
+    """Norm of the noise in a step's mean as a multiple of the clip norm, by seed: ``z sqrt(d) / (q N)``.
+
+    The mean of clipped gradients is at most 1 on this scale, and as much less as patients disagree. N are the
+    phantom's training patients; for a folder it is not stated.
+    """
+    if request.data != "phantom":
+        return {}
+    size = PLANS[request.preset].sizes[modality.name]
+    expected = size.sampling_rate * size.patients * CLINICS
+    found = {}
+    for seed in request.seeds:
+        result = results[arm_job(modality, arm, seed)]
+        multiplier = result["privacy"]["noise_multiplier"]
+        found[seed] = float(multiplier) * math.sqrt(result["parameters"]) / expected
+    return found
+
+
+def _noises(request: Request, results: Results, modality: Modality) -> list[Row]:
+    return [
+        Row(
+            name="noise of a step over the clip norm",
+            where={"modality": modality.name, "arm": arm.value},
+            values=values,
+            decimals=2,
+            definition=Definition.OURS,
+            note="z √d / (q N), known before training",
+            group="Noise",
+        )
+        for arm in PRIVATE
+        if (values := noise_over_clip(request, results, modality, arm))
+    ]
 
 
 def _traffic(request: Request, results: Results, modality: Modality) -> list[Row]:

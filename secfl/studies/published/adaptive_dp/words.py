@@ -115,20 +115,32 @@ def _ours(request: Request) -> tuple[str, ...]:
             "not, nobody colluding; the same for all three private arms."
         ),
         (
-            f"**Static DP**: clip norm {STATIC_CLIP:g}, the default of this program and of common tutorials, close "
-            "to the median norm of a patient's gradient before the first step. Its step size is that of all private "
-            "arms, the better of two for static DP on the skin of seed 901."
+            f"**Static DP**: clip norm {STATIC_CLIP:g}, the default of this program and of common tutorials, and about "
+            "the median norm of a patient's gradient before the first step (1.0 to 1.3 on the phantoms of seed 101). "
+            "Steps, batches, ε and everything else are those of the other private arms."
         ),
         (
-            "**Static DP, tuned clip**: a fixed clip near the median norm while a model was learned on seed 901; the "
-            "norms were looked at, no search was made. The difference between it and the adaptive arm is what adapting "
-            "itself gives; the rest of what is recovered is what a better clip gives. A clinic could only have this "
-            "clip by paying for the search."
+            "**Static DP, tuned clip**: a fixed clip near the median norm while a model was learned on a seed that is "
+            "not reported; the norms were looked at, no search was made. The difference between it and the adaptive "
+            "arm is what adapting itself gives; the rest of what is recovered is what a better clip gives. A clinic "
+            "could only have this clip by paying for the search."
         ),
         (
             "**Adaptive DP**: starts at the static arm's clip; from then on the clip follows a quantile of the "
             "patients' norms, known only through one noisy count in each secure sum, which is paid for inside the "
             "same ε (`[privacy.quantile_clip]`), with whatever else the table of step sizes names."
+        ),
+        (
+            "**Noise, on paper**: a step's mean of clipped gradients is at most as long as the clip norm C; the noise "
+            "in it has the norm z √d C / (q N), for d parameters and N patients (rows below). At one ε, what T steps "
+            "agree on stands against a noise of z √d / (q √T N): z / (q √T) is 1.31 with q = 0.05 and 120 steps, 1.05 "
+            "with 240, 0.89 with q = 0.1 and 120, 0.70 with q = 0.2, and 0.60 with all patients in every step, "
+            "however many. So patients help most, then larger samples and more steps, for all private arms alike; a "
+            "better clip helps by at most the factor between C and the norms."
+        ),
+        (
+            "**Falling steps**: in all private arms the step size falls linearly, to "
+            "`privacy.final_step_size`. Small last steps average the noise out, and are post-processing."
         ),
         (
             "**Paper reading**: federated averaging of updates changed by the recipe, at its stated parameter of "
@@ -154,21 +166,28 @@ def _ours(request: Request) -> tuple[str, ...]:
                 "patients every arm comes close to no privacy, and there is little to recover."
             ),
             (
-                "What reported seeds changed: a first run of seed 0 with 80 steps and the 30 % quantile ended "
-                "before the kidney's adaptive arm had learned much, and with 12 patients a step the brain's static "
-                "arm learned nothing. Steps were then raised to 120 for all arms, the quantile to 50 %, with which "
-                "the kidney of seed 901 had been learned, and the brain's patients a step to 24. The passes without "
-                "privacy were fewer in a first version (kidney 6, brain 5), which made the kidney's share too high; "
-                "these arms were run again with 12 and 8."
+                "A former version had 80 patients (brain 160) a clinic, 120 steps of constant size, and its own U-Net "
+                "for the skin. On seeds 0 to 2 its adaptive arm recovered 42, 71 and -9 %, and a tuned fixed clip 46, "
+                "89 and -8 %: noise and too few steps, not the clip. These seeds were looked at, so other ones are to "
+                "be reported (`--first-seed`)."
             ),
             (
-                "Tried before on seed 901, by the same mechanism in floating point, Dice with the clip fixed at 1, "
-                "at the private median, and at the private 20 % quantile: skin, 18 patients a step, 60 steps 0.938, "
-                "0.934, 0.939; skin, 6 a step, 120 steps 0.891, not run, 0.913; kidney, 12 a step, 120 steps 0.049, "
-                "0.587, not run; brain, 36 a step, 100 steps 0.802, 0.734, not run; brain, 12 a step, 120 steps "
-                "0.384, not run, 0.325. Noise that falls by an announced factor was only planned: halving it within "
-                "80 steps costs 1.8 times the noise at the start for a fifth less at the end. Single runs, which "
-                "differ by several points when they are repeated."
+                "Tried on seed 101, by the same mechanism in floating point, one run each, mean Dice after the last "
+                "step, sizes falling to 0.02. Skin, this network, 160 patients, q = 0.05, 120 steps: without noise "
+                "0.944, clip 1 0.926, private median 0.932, private 20 % quantile 0.930; 60 patients, q = 0.1: clip 1"
+                " 0.884, private 30 % quantile 0.916. Brain, 240 patients, q = 0.08, 120 steps of the skin's network:"
+                " clip 1 0.467, private median 0.475; its own network, 160 patients, q = 0.05, 240 steps that fall in"
+                " their second half: without noise 0.985, private median 0.806, and 0.731 from twice the step size. "
+                "Kidney, 80 patients, 120 steps that fall in their second half: private median 0.277, so it was given"
+                " more patients and steps. Two repetitions differ by several points where a modality is hardly "
+                "learned."
+            ),
+            (
+                "Tried before on seed 901, with constant steps, Dice with the clip fixed at 1, at the private median, "
+                "and at the private 20 % quantile: skin, 18 patients a step, 60 steps 0.938, 0.934, 0.939; skin, 6 a "
+                "step, 120 steps 0.891, not run, 0.913; kidney, 12 a step, 120 steps 0.049, 0.587, not run; brain, 36 "
+                "a step, 100 steps 0.802, 0.734, not run; brain, 12 a step, 120 steps 0.384, not run, 0.325. The rules "
+                "of the last group of rows are tried by the command itself."
             ),
         )
         if request.preset is Preset.SMALL and request.data == "phantom"
