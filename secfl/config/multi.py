@@ -22,8 +22,8 @@ class MultiModelConfig(Section):
         probability_bits: Bits of one client's probability on the grid.
         distill_epochs: Passes over the proxy images per round, for each client's model.
         student_epochs: The same for the student.
-        weights: How much a client's map of a proxy image counts: all alike, or more where the image is ``typical`` of
-            the client's own training images.
+        weights: How much a client's map of a proxy image counts: all alike, more where the image is ``typical`` of
+            the client's own training images, or more where the client's model shows ``skill`` on these images.
         weight_ratio: Largest weight over smallest, so that no map is one client's alone.
         sharpen: Exponent on the consensus' probabilities, which are then brought to 1 again; 1 leaves them.
     """
@@ -35,6 +35,6 @@ class MultiModelConfig(Section):
     probability_bits: int = Field(default=8, ge=8, le=16)
     distill_epochs: int = Field(default=1, ge=0, le=1000)
     student_epochs: int = Field(default=4, ge=1, le=1000)
-    weights: Literal["equal", "typical"] = "equal"
+    weights: Literal["equal", "typical", "skill"] = "equal"
     weight_ratio: float = Field(default=4.0, gt=1, le=16)
     sharpen: float = Field(default=1.0, ge=1, le=16)

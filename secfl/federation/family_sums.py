@@ -155,11 +155,19 @@ def _declared_weights(config: RunConfig) -> tuple[str, ...]:
     if settings.weights == "equal":
         return ()
     share = settings.weight_ratio / (settings.weight_ratio + settings.min_contributors - 1)
-    declared = (
-        "the mean over clients of how typical each proxy image is of their training images; one client's part of a "
-        f"map is at most {share:.2f} with {settings.min_contributors} clients; weights are the same in every round, "
-        "so two rounds whose survivors differ by one client tell the weights of that client"
-    )
+    bound = f"one client's part of a map is at most {share:.2f} with {settings.min_contributors} clients"
+    if settings.weights == "skill":
+        declared = (
+            "the mean over clients of how well their models segment their own training images (a power of the Dice); "
+            f"{bound}; weights change from round to round, but two rounds whose survivors differ by one client tell "
+            "that client's weight nearly"
+        )
+    else:
+        declared = (
+            f"the mean over clients of how typical each proxy image is of their training images; {bound}; weights "
+            "are the same in every round, so two rounds whose survivors differ by one client tell the weights of that "
+            "client"
+        )
     return (declared,)
 
 

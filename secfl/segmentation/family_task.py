@@ -31,6 +31,9 @@ UNDECIDED = 0.5
 
 _WEIGHTS = "weights"
 
+_SKILL_POWER = 8
+"""Of the Dice that is a client's skill: 0.99 counts 0.92, 0.9 counts 0.43, 0.7 counts 0.06."""
+
 
 def build_family_tasks(config: RunConfig) -> dict[str, FamilyTask]:
     """One task for every family of ``[multi_model]`` and for the student, over the same data.
@@ -70,7 +73,7 @@ class FamilyTask:
         self._classes = dataset.classes
         self._proxy = tuple((case.image, case.valid) for case in public)
         self._dataset = dataset
-        self._weights: dict[str, NDArray[np.float32]] = {}
+        self._typical: dict[str, NDArray[np.float32]] = {}
         self._task = SegmentationTask(config.model_copy(update={"model": model}), dataset)
 
     @property
@@ -108,23 +111,32 @@ class FamilyTask:
                 found[_map(number)] = values.float().cpu().numpy()
         if self._config.multi_model.weights == "equal":
             return found
-        weights = self.weights(site)
+        weights = self.weights(site, state)
         for number, weight in enumerate(weights):
             found[_map(number)] = UNDECIDED + weight * (found[_map(number)] - np.float32(UNDECIDED))
         return found | {_WEIGHTS: weights}
 
-    def weights(self, site: str) -> NDArray[np.float32]:
-        """How typical every proxy image is of a site's training images, ``1 / weight_ratio`` to 1."""
+    def weights(self, site: str, state: State) -> NDArray[np.float32]:
+        """How much a site's map of every proxy image counts, ``1 / weight_ratio`` to 1.
+
+        ``typical``: how typical the image is of the site's training images. ``skill``: how well the model segments
+        these, a power of its mean Dice and the same for every image. Both come from what the site trains on; test
+        images play no part.
+        """
+        settings = self._config.multi_model
+        if settings.weights == "skill":
+            skill = self._task.training_dice(site, state) ** _SKILL_POWER
+            return np.full(len(self._proxy), max(skill, 1 / settings.weight_ratio), np.float32)
         from secfl.segmentation.typicality import describe_image, typicality
 
-        if site not in self._weights:
+        if site not in self._typical:
             found = typicality(
                 [describe_image(image, valid) for image, valid in self._proxy],
                 [describe_image(case.image, case.valid) for case in self._dataset.sites[site].train],
-                ratio=self._config.multi_model.weight_ratio,
+                ratio=settings.weight_ratio,
             )
-            self._weights[site] = found.astype(np.float32)
-        return self._weights[site]
+            self._typical[site] = found.astype(np.float32)
+        return self._typical[site]
 
     def consensus(self, opened: State) -> State:
         """What all clients together think of the proxy images, out of the mean of what they sent.

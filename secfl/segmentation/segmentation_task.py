@@ -323,6 +323,11 @@ class SegmentationTask:
         """Metrics of a model, with the site's own parameters, on its test images, inside the field of view."""
         return self._measure(self._dataset.sites[site].test, self._whole(state, site), site)
 
+    def training_dice(self, site: str, state: State) -> float:
+        """Mean Dice on those of the site's own training images that show something, 0..1; 0 where none does."""
+        cases = [case for case in self._dataset.sites[site].train if case.labels.any()]
+        return self._measure(cases, self._whole(state, site), site).dice if cases else 0.0
+
     def _whole(self, state: State, site: str | None) -> State:
         """A model with nothing missing: a whole one as it is, a shared one with the site's own parameters."""
         return self._personal.whole(state, site)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ class TestWeights:
         unweighted = build_family_tasks(settings())
         families = dict(zip(held, config.multi_model.families, strict=True))
         maps = {site: unweighted[families[site]].maps(held[site], site=site) for site in held}
-        weights = {site: tasks[families[site]].weights(site) for site in held}
+        weights = {site: tasks[families[site]].weights(site, held[site]) for site in held}
         assert len({round(float(weight), 3) for one in weights.values() for weight in one}) > 3
         for number, (name, tensor) in enumerate(consensus.items()):
             total = sum(float(weights[site][number]) for site in held)
@@ -181,11 +182,46 @@ class TestWeights:
         config = settings(multi={"weights": "typical", "weight_ratio": 4.0})
         tasks = build_family_tasks(config)
         task = tasks["cnn"]
-        found = np.stack([task.weights(site) for site in task.task.sites])
+        found = np.stack([task.weights(site, task.task.initial_state()) for site in task.task.sites])
         assert found.min() >= 1 / 4
         assert found.max() <= 1
         share = found / found.sum(axis=0)
         assert share.max() <= 4 / (4 + 2) + 1e-6
+
+    def test_skill_is_what_the_model_shows_on_the_clients_own_training_images(self, monkeypatch):
+        """A model that has learnt nothing counts the least that is allowed; all images count alike."""
+        training = {"rounds": 1, "local_epochs": 30, "learning_rate": 1e-2}
+        config = settings(multi={"weights": "skill", "weight_ratio": 8.0}, training=training)
+        task = build_family_tasks(config)["cnn"]
+        site = task.task.sites[0]
+        untrained = task.task.initial_state()
+        trained = task.task.train_reference([site], rounds=1)
+        assert set(task.weights(site, untrained).tolist()) == {1 / 8}
+        assert task.task.training_dice(site, trained) > task.task.training_dice(site, untrained)
+        monkeypatch.setattr(task.task, "training_dice", lambda *_: 0.97)
+        np.testing.assert_allclose(task.weights(site, trained), 0.97**8, rtol=1e-6)
+
+    def test_a_client_that_has_nothing_to_find_shows_no_skill(self, monkeypatch):
+        """Nothing found where nothing is would be a Dice of 1."""
+        task = build_family_tasks(settings(multi={"weights": "skill"}))["cnn"].task
+        site = task.sites[0]
+        empty = [replace(case, labels=np.zeros_like(case.labels)) for case in task._dataset.sites[site].train]
+        data = replace(task._dataset.sites[site], train=tuple(empty))
+        monkeypatch.setattr(task, "_dataset", replace(task._dataset, sites={site: data}))
+        monkeypatch.setattr(
+            task, "_predict", lambda cases, *_: [np.zeros_like(case.labels) for case in cases]
+        )
+        assert task.training_dice(site, task.initial_state()) == 0
+
+    def test_the_ledger_declares_that_skill_is_opened(self, tmp_path):
+        digests = set()
+        for scheme in ("plain", "masking"):
+            config = settings(scheme, rounds=1, multi={"weights": "skill"})
+            digests.add(simulate(tmp_path / scheme, config)["final_model_sha256"])
+            header = (tmp_path / scheme / "ledger.jsonl").read_text().splitlines()[0]
+            assert "how well their models segment their own training images" in header
+            assert "at most 0.67 with 3 clients" in header
+        assert len(digests) == 1
 
     def test_a_sharper_consensus_keeps_the_most_probable_class(self):
         task = build_family_tasks(settings(multi={"sharpen": 3.0}))["cnn"]
