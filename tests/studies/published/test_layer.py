@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,8 +88,13 @@ def test_a_study_leaves_runs_a_table_pictures_and_a_page(tiny, tmp_path):
     # 120 s for two runs at once and their start; then by what the first one took, which is far less.
     assert said[0].startswith("3 of 3 jobs left: about 1.")
     assert "stored figures" in said[0]
-    assert said[1].startswith("2 of 3 jobs left: about 0.")
-    assert "ended here" in said[1]
+    # As long as the first one took, and 6 s for each start, in steps of a tenth of a minute.
+    took = json.loads((tmp_path / "runs" / "run-0.json").read_text())["seconds"]
+    again = re.fullmatch(
+        r"2 of 3 jobs left: about ([0-9.]+) minutes with 2 at once \(by .* ended here\)", said[1]
+    )
+    assert again is not None
+    assert 60 * float(again[1]) == pytest.approx(took + 6, abs=6.1)
     assert len(said) == 2
     for seed in (0, 1):
         folder = tmp_path / "runs" / f"run-{seed}"
