@@ -1,11 +1,15 @@
 """Every scheme of secfl passes the shipped suite."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from secfl.crypto.ckks import Ckks
 from secfl.crypto.masking import Masking
 from secfl.crypto.plain import Plain
+from secfl.crypto.wire import MessageType
+from secfl.errors import RemoteProtocolError
 from secfl.testing.adversaries.forging import Repair, reseal
 from secfl.testing.conformance import (
     Capabilities,
@@ -37,6 +41,16 @@ class TestPlain(WithSecflsWireFormat):
         transcripts=Transcripts.REPRODUCIBLE,
         clients=(1, 5),
     )
+
+    def test_a_message_that_claims_to_be_masked_can_be_signed_and_is_refused(self):
+        cast, steps = self.rehearsal()
+        step = next(one for one in steps if one.envelope.payload[4] == MessageType.PLAIN_INPUT)
+        payload = bytearray(step.envelope.payload)
+        payload[4] = MessageType.MASKED_INPUT
+        envelope = replace(step.envelope, payload=bytes(payload))
+        for repair in Repair:
+            with pytest.raises(RemoteProtocolError):
+                cast.restore(step.snapshot).receive(reseal(cast, envelope, repair))
 
     def scheme(self):
         return Plain(threads=1)
