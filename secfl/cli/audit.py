@@ -247,6 +247,8 @@ def release(
     """Draw one release often in every view: clip, round, noise and sum, with one patient and without.
 
     Clopper-Pearson bounds against the accountant's ε of one release without sampling.
+
+    Example: secfl audit release RUN --draws 100000
     """
     from secfl.audit.release import audit_release, plan_of_run, releases_document, usual_plan
     from secfl.audit.verdicts import worst

@@ -86,7 +86,7 @@ def _print(report: DataReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), title=str(report.root))
+    table = Table(box=SIMPLE, padding=0, show_edge=False, title=str(report.root))
     table.add_column("site", no_wrap=True)
     for column in (
         "images",
@@ -98,7 +98,7 @@ def _print(report: DataReport) -> None:
         "foreground",
         "empty",
     ):
-        table.add_column(column)
+        table.add_column(column, min_width=len(column), overflow="fold")
     for name, site in report.sites.items():
         total = max(1, sum(site.voxels.values()))
         shares = [f"{label} {count / total:.2%}" for label, count in list(site.voxels.items())[1:]]

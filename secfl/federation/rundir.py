@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from secfl.crypto.aggregation import Envelope
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError, DataError
 from secfl.federation.checkpoint import write_atomically
+from secfl.segmentation.new_folder import new_folder
 from secfl.segmentation.task import ModelInputs, Preview
 from secfl.types import client_id
 
@@ -54,22 +54,9 @@ class RunDirectory:
                 f"--out {root}: exists already; expected a new folder (go on with an interrupted run by "
                 f"--resume {root})"
             )
-        staging: Path | None = None
-        try:
-            root.parent.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
-            staging.chmod(0o755)
+        with new_folder(root) as staging:
             (staging / "checkpoints").mkdir()
             (staging / "config.toml").write_text(config.to_toml(), encoding="utf-8")
-            staging.rename(root)
-        except OSError as error:
-            if staging is not None and staging.exists():
-                (staging / "config.toml").unlink(missing_ok=True)
-                (staging / "checkpoints").rmdir()
-                staging.rmdir()
-            raise ConfigError(
-                f"--out {root}: cannot be written ({error.strerror}); expected a writable folder"
-            ) from None
         return cls(root)
 
     @classmethod

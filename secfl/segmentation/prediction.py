@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from secfl.segmentation.data.nifti import write_nifti_mask
 from secfl.segmentation.data.preparation import axial_slice
 from secfl.segmentation.data.scan import Geometry, ImageFormat, Scan
 from secfl.segmentation.data.sources import files_by_stem, format_of, read_labels, read_scan, stem_of
+from secfl.segmentation.new_folder import new_folder, refuse_existing
 from secfl.segmentation.segmentation_task import reading_of
 from secfl.segmentation.task import ModelInputs, State
 
@@ -202,17 +201,12 @@ def predict_files(
         DataError: An image that cannot be used.
     """
     writing = writing or Writing()
-    if out.exists():
-        raise ConfigError(f"--out {out}: exists already; expected a new folder")
+    refuse_existing(out)
     chosen = _by_stem(images)
     truths = files_by_stem(truth) if truth is not None else {}
     if truth is not None and (missing := sorted(set(chosen) - set(truths))):
         raise DataError(f"{truth}: no mask {missing[0]}; expected one for every image")
-    staging: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        staging.chmod(0o755)
+    with new_folder(out) as staging:
         for part in ("masks", *(["overlays"] if writing.overlays else [])):
             (staging / part).mkdir()
         done = []
@@ -220,14 +214,6 @@ def predict_files(
             one = _Work(predictor, path, stem, staging, out, writing).run(truths.get(stem))
             tell(one)
             done.append(one)
-        staging.rename(out)
-    except OSError as error:
-        raise ConfigError(
-            f"--out {out}: cannot be written ({error.strerror}); expected a writable folder"
-        ) from None
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
     return done
 
 

@@ -32,6 +32,15 @@ def check(folder, capsys, *flags, code=0):
 
 
 class TestCheck:
+    def test_the_table_is_whole_on_a_narrow_terminal(self, folder, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
+        capsys.readouterr()
+        assert main(["data", "check", str(folder), "--config", str(folder / "config.toml")]) == 0
+        shown = capsys.readouterr().out
+        assert "…" not in shown
+        for head in ("patients", "train/test", "spacings", "channels", "foreground", "empty"):
+            assert head in shown
+
     def test_what_is_counted(self, folder, capsys):
         report = check(folder, capsys)
         assert report["usable"]

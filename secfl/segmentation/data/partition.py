@@ -9,7 +9,6 @@ concentration makes sites unlike, a large one alike. Every site gets at least tw
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from secfl.errors import ConfigError, DataError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.folder import Reading, SiteFiles, assign_patients, site_folders
+from secfl.segmentation.new_folder import new_folder, refuse_existing
 
 __all__ = ["Skew", "deal_patients", "write_partition"]
 
@@ -107,8 +107,7 @@ def write_partition(
         ConfigError: ``out`` exists or cannot be written, or too few patients.
         DataError: A file that cannot be used.
     """
-    if out.exists():
-        raise ConfigError(f"--out {out}: exists already; expected a new folder")
+    refuse_existing(out)
     files = site_folders(root)
     patients = assign_patients(root, files)
     fields = {bool(site.fields) for site in files.values()}
@@ -117,11 +116,7 @@ def write_partition(
     trait = _traits(files, patients, reading, skew)
     site_of = deal_patients(trait, sites=sites, skew=skew, concentration=concentration, seed=seed)
     counts: dict[str, int] = {}
-    staging: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        staging.chmod(0o755)
+    with new_folder(out) as staging:
         rows = ["stem,patient"]
         for old, site in files.items():
             for stem in site.images:
@@ -132,14 +127,6 @@ def write_partition(
                     _copy(path, staging / new / kind / f"{old}-{path.name}")
                 rows.append(f"{new}/{old}-{stem},{_quoted(patient)}")
         (staging / "patients.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        staging.rename(out)
-    except OSError as error:
-        raise ConfigError(
-            f"--out {out}: cannot be written ({error.strerror}); expected a writable folder"
-        ) from None
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
     return dict(sorted(counts.items()))
 
 

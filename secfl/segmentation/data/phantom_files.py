@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed
 from secfl.segmentation.data.phantom_drawing import Drawing
 from secfl.segmentation.data.phantom_tasks import PhantomTask, draw_image, site_name
+from secfl.segmentation.new_folder import new_folder
 
 __all__ = ["write_phantom"]
 
@@ -35,13 +33,7 @@ def write_phantom(
     Raises:
         ConfigError: ``out`` exists or cannot be written.
     """
-    if out.exists():
-        raise ConfigError(f"--out {out}: exists already; expected a new folder")
-    staging: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        staging.chmod(0o755)
+    with new_folder(out) as staging:
         rows = ["stem,patient"]
         for index in range(sites):
             name = site_name(index, sites)
@@ -54,14 +46,6 @@ def write_phantom(
                 rows.append(f"{stem},{name}-{number // task.images_per_patient:05d}")
         (staging / "patients.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
         (staging / "config.toml").write_text(_configuration(task, out), encoding="utf-8")
-        staging.rename(out)
-    except OSError as error:
-        raise ConfigError(
-            f"--out {out}: cannot be written ({error.strerror}); expected a writable folder"
-        ) from None
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _configuration(task: PhantomTask, out: Path) -> str:
