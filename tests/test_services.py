@@ -1,4 +1,4 @@
-"""The units in ``examples/systemd``: systemd accepts them, and the programs know the options that they are given."""
+"""What a deployment is started with: systemd accepts the units, programs know their options, certificates are good."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 UNITS = ("secfl-link.service", "secfl-nvflare@.service", "secfl-site.service")
 
@@ -68,3 +71,25 @@ def test_a_site_cannot_be_read_by_others(units):
             assert wanted in text
         assert "LoadCredential=phrase:" in text
         assert "SECFL_PASSPHRASE_FILE=%d/phrase" in text
+
+
+def test_the_certificates_of_the_page_are_what_the_link_and_its_nodes_need(project, tmp_path):
+    for tool in ("openssl", "ssh-keygen"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}")
+    page = (project / "docs" / "deploy-flower.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(openssl .*?)```", page, flags=re.DOTALL)
+    subprocess.run(["sh", "-e", "-c", block], cwd=tmp_path, check=True, capture_output=True)
+    authority, link = (
+        x509.load_pem_x509_certificate((tmp_path / name).read_bytes()) for name in ("ca.crt", "server.pem")
+    )
+    link.verify_directly_issued_by(authority)
+    names = link.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["link.example"]
+    node = load_ssh_private_key((tmp_path / "north.node").read_bytes(), None)
+    public = load_ssh_public_key((tmp_path / "north.node.pub").read_bytes())
+    assert isinstance(node, ec.EllipticCurvePrivateKey)
+    assert node.public_key() == public
+    assert node.curve.name == "secp384r1"
+    for secret in ("ca.key", "server.key", "north.node"):
+        assert (tmp_path / secret).stat().st_mode & 0o077 == 0
