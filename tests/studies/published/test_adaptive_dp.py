@@ -157,7 +157,7 @@ def test_no_figure_comes_from_the_seed_of_the_tries():
             STUDY.stages(Request(preset=Preset.SMOKE, seeds=(seed - 1, seed)), Path("nowhere"))
 
 
-def result_of(dice, *, curve=((1, 0.5), (2, 0.9)), epsilon=None):
+def result_of(dice, *, curve=((1, 0.5), (2, 0.9)), epsilon=None, hd95=None):
     statements = [
         {"view": "aggregator", "adversary": who, "colluders": 0, "epsilon": epsilon}
         for who in ("curious", "malicious")
@@ -166,7 +166,8 @@ def result_of(dice, *, curve=((1, 0.5), (2, 0.9)), epsilon=None):
         "evaluation": {
             "dice": {"mean": dice},
             "dice_by_class": {"lesion": {"mean": dice}},
-            "hd95": {"mean": None},
+            "hd95": {"mean": hd95},
+            "cases": {"clinic-1": {"count": 10, "empty": 3}, "clinic-2": {"count": 10, "empty": 1}},
         },
         "absent": {"lesion": 0.0},
         "privacy": {"noise_multiplier": 0.5},
@@ -231,6 +232,16 @@ def test_the_noise_is_set_against_the_clip(monkeypatch):
     assert rows["static DP"].values == pytest.approx(dict.fromkeys((0, 1), 0.5 * 10**0.5 / patients))
     folder = Request(preset=Preset.SMALL, seeds=(0, 1), data="somewhere")
     assert noise_over_clip(folder, results, SKIN, Arm.STATIC) == {}
+
+
+def test_a_distance_says_how_many_cases_it_leaves_out(monkeypatch):
+    results = results_of(monkeypatch, DICE)
+    for seed in (0, 1):
+        results[arm_job(SKIN, Arm.OPEN, seed)] = result_of(0.9, hd95=2.0)
+    rows = {row.where["arm"]: row for row in table(TWO, results) if row.name == "HD95"}
+    assert rows["no privacy"].values == {0: 2.0, 1: 2.0}
+    assert rows["no privacy"].note == "left out: 8 of 40 cases"
+    assert rows["static DP"].note == "nothing was found in any case"
 
 
 def test_a_missed_target_is_said_with_numbers(monkeypatch):

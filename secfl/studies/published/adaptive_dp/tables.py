@@ -224,11 +224,11 @@ def _absence(request: Request, results: Results, modality: Modality) -> str:
 def _distances(request: Request, results: Results, modality: Modality) -> list[Row]:
     rows = []
     for arm in Arm:
-        found = {
-            seed: results[arm_job(modality, arm, seed)]["evaluation"]["hd95"]["mean"]
-            for seed in request.seeds
-        }
-        values = {seed: float(value) for seed, value in found.items() if value is not None}
+        found = {seed: results[arm_job(modality, arm, seed)]["evaluation"] for seed in request.seeds}
+        means = {seed: evaluation["hd95"]["mean"] for seed, evaluation in found.items()}
+        values = {seed: float(mean) for seed, mean in means.items() if mean is not None}
+        cases = [site for evaluation in found.values() for site in evaluation["cases"].values()]
+        left_out = f"left out: {sum(site['empty'] for site in cases)} of {sum(site['count'] for site in cases)} cases"
         rows.append(
             Row(
                 name="HD95",
@@ -237,7 +237,7 @@ def _distances(request: Request, results: Results, modality: Modality) -> list[R
                 unit="px" if modality.name == "skin" else "mm",
                 decimals=1,
                 definition=Definition.OURS,
-                note="" if values else "nothing was found in any case",
+                note=left_out if values else "nothing was found in any case",
                 group="95 % Hausdorff distance, where both truth and prediction hold the class",
             )
         )
