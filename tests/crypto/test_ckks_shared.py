@@ -12,6 +12,7 @@ from secfl.crypto.aggregation import Envelope, Finished, Running
 from secfl.crypto.ckks_ring import CiphertextSum, Uniform, encrypt, open_sum, small_polynomial
 from secfl.crypto.ckks_shared_aggregator import SharedKeyAggregator
 from secfl.crypto.ckks_shared_client import SharedKeyClient
+from secfl.crypto.ckks_shared_client_memory import ClientMemory
 from secfl.crypto.ckks_shared_messages import SealedKey, SharedInput, SharedRound
 from secfl.crypto.hazmat.ring_noise import RingNoise
 from secfl.crypto.hazmat.seal import MODULUS
@@ -426,6 +427,15 @@ def test_misuse_is_a_local_error():
     with pytest.raises(RemoteProtocolError, match="aggregator only"):
         party.receive(Envelope(NAMES[1], NAMES[0], b""))
     assert party.phase_over() == []
+
+
+@pytest.mark.parametrize("words", [np.full(50, 1 << 18, np.uint32), np.zeros(49, np.uint32)])
+def test_a_snapshot_holds_inputs_of_the_round(words):
+    """A whole snapshot, with a digest that fits: an input out of range would leave its place in the sum."""
+    memory, identity = ClientMemory.decode(client(0).snapshot(), SHARED)
+    memory.inputs = {"u": words}
+    with pytest.raises(LocalProtocolError, match="vector u: "):
+        ClientMemory.decode(memory.encode(SHARED, identity), SHARED)
 
 
 def test_the_manifest_is_the_one_that_the_round_is_bound_to():

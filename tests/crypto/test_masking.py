@@ -475,6 +475,17 @@ def test_snapshots_of_another_round_or_damaged_ones_are_refused(rounds):
                 case.scheme.restore(case.spec, directory=case.directory, snapshot=snapshot[:size])
 
 
+@pytest.mark.parametrize("words", [np.full(7, 1 << 16, np.uint32), np.zeros(6, np.uint32)])
+def test_a_snapshot_holds_inputs_of_the_round(rounds, words):
+    """A whole snapshot, with a digest that fits: an input out of range would leave its place in the sum."""
+    case = rounds.Round(3, 3)
+    party = case.parties["c00"]
+    memory, identity = ClientMemory.decode(party.snapshot(), party._masked)
+    memory.inputs = {"update": words}
+    with pytest.raises(LocalProtocolError, match="vector update: "):
+        ClientMemory.decode(memory.encode(party._masked, identity), party._masked)
+
+
 def test_secrets_are_destroyed_as_soon_as_possible(rounds):
     case = rounds.Round(3, 3)
     party = case.parties["c00"]

@@ -1,6 +1,6 @@
 """Switch every guard off in turn, and see whether a test notices.
 
-    python tests/mutation/guards.py masking ckks [--json FILE] [--only TEXT] [--parts FILE]
+    python tests/mutation/guards.py masking ckks [--json FILE] [--only TEXT] [--tests TEST ...]
 
 All tests of the parts run once with every guard on, and it is noted in which tests each guard acted. Then each
 guard is switched off, alone, and those tests run again, the fastest first: one of them must fail. A guard that
@@ -219,6 +219,7 @@ def main() -> int:
     parser.add_argument("part", nargs="*", help="as in guards.toml; without any, all of them")
     parser.add_argument("--json", type=Path, help="write every verdict to this file")
     parser.add_argument("--only", default="", help="only guards whose 'module:line: function: text' has this")
+    parser.add_argument("--tests", nargs="+", help="run these tests alone; quicker, while one is written")
     parser.add_argument("--parts", type=Path, default=PARTS, help="another guards.toml")
     chosen = parser.parse_args()
     table = tomllib.loads(chosen.parts.read_text(encoding="utf-8"))
