@@ -94,7 +94,7 @@ class LedgerFile:
         """
         descriptor = self._open()
         if os.fstat(descriptor).st_size > offset + len(data):
-            raise LocalProtocolError("a recovered line is longer than what it replaces")
+            raise LocalProtocolError("a recovered line is shorter than what it replaces")
         os.lseek(descriptor, offset, os.SEEK_SET)
         _write_all(descriptor, data)
         os.fsync(descriptor)

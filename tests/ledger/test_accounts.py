@@ -344,6 +344,44 @@ class TestAccount:
         with pytest.raises(LedgerCorrupted, match=r"body\.event"):
             Account.read(tmp_path / "account")
 
+    @pytest.mark.parametrize(
+        ("kind", "reason"), [("account", "index: expected 0"), ("recovered", "expected the latest charge")]
+    )
+    def test_entries_that_would_give_back_what_was_spent(
+        self, make_ledger, workshop, account, tmp_path, kind, reason
+    ):
+        """A second head has a fresh budget; a lost charge that names none was for nothing."""
+        from secfl.ledger.entry import encode_entry
+
+        with_account(make_ledger, workshop, account, "run.jsonl").reserve(
+            release(workshop), workshop.guarantee()
+        )
+        path = tmp_path / "account" / ACCOUNT_FILE
+        head, last = map(parse_line, path.read_bytes().splitlines())
+        body = head["body"] if kind == "account" else {"fragment": b"{".hex(), "charge": None}
+        line, _ = encode_entry(index=2, kind=kind, body=body, time=head["time"], previous=last["hash"])
+        with path.open("ab") as stream:
+            stream.write(line + b"\n")
+        with pytest.raises(LedgerCorrupted, match=reason) as caught:
+            Account.read(tmp_path / "account")
+        assert caught.value.entry == 2
+
+    def test_an_account_starts_with_its_budget(self, account, tmp_path):
+        from secfl.ledger.entry import GENESIS, encode_entry
+
+        path = tmp_path / "account" / ACCOUNT_FILE
+        time = parse_line(path.read_bytes().strip())["time"]
+        body = {"fragment": "", "charge": None}
+        line, _ = encode_entry(index=0, kind="recovered", body=body, time=time, previous=GENESIS)
+        path.write_bytes(line + b"\n")
+        with pytest.raises(LedgerCorrupted, match="only the first, is of type account"):
+            Account.read(tmp_path / "account")
+
+    def test_folders_that_cannot_be_made_are_named(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(ConfigError, match="file/account: "):
+            Account.open(tmp_path / "file" / "account", budget=BUDGET, rng=RNG)
+
 
 def _spender(job) -> int:
     """One process: its own run, the shared account. Returns how many rounds it got."""

@@ -14,7 +14,9 @@ from secfl.dp.plan import PrivacyPlan
 from secfl.dp.rdp import rdp_curve
 from secfl.errors import LedgerCorrupted, LocalProtocolError, PrivacyError
 from secfl.guarantees import UnitOfPrivacy, Visibility
-from secfl.ledger import Composed, Family, NonPrivate, Placement, PrivacyLedger, SiteNoise
+from secfl.ledger import Budget, Composed, Family, NonPrivate, Placement, PrivacyLedger, SiteNoise
+from secfl.ledger.canonical import parse_line
+from secfl.ledger.checkpoints import Checkpoint
 from secfl.ledger.entry import GENESIS, encode_entry, guarantee_to_json
 from secfl.ledger.sights import sampler_error, seen_event
 from secfl.ledger.verify import Depth, verify_file
@@ -61,6 +63,17 @@ def written(tmp_path, workshop):
         return path
 
     return write
+
+
+def one_more(folder, workshop, kind, body):
+    """A ledger of header, terms and one reservation, and a further entry that its writer made up."""
+    path = folder / "more.jsonl"
+    with PrivacyLedger.create(path, workshop.header()) as ledger:
+        ledger.reserve(workshop.noise(), workshop.guarantee())
+        previous = ledger.state.last_hash.hex()
+    line, _ = encode_entry(index=3, kind=kind, body=body, time=TIME, previous=previous)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    return path
 
 
 @pytest.mark.parametrize("depth", Depth)
@@ -150,6 +163,81 @@ class TestExtremes:
             body = {"size": 1, "root": state.tree.root().hex(), "signers": [], "signatures": {}}
             line, _ = encode_entry(
                 index=1, kind="checkpoint", body=body, time=TIME, previous=state.last_hash.hex()
+            )
+        path.write_bytes(path.read_bytes() + line + b"\n")
+        with pytest.raises(LedgerCorrupted, match="signers") as caught:
+            verify_file(path, depth=depth)
+        assert caught.value.entry == 1
+
+    def test_the_cohort_is_that_of_the_keys(self, written, depth):
+        with pytest.raises(LedgerCorrupted, match=r"body\.cohort") as caught:
+            verify_file(written(header={"cohort": ["a", "b", "c", "d"]}), depth=depth)
+        assert caught.value.entry == 0
+
+    def test_a_ledger_is_opened_once(self, workshop, tmp_path, depth):
+        """A second header would bring another budget, threshold or cohort for the rounds after it."""
+        generous = workshop.header(budget=Budget(epsilon=100.0, delta=1e-5)).to_json()
+        with pytest.raises(LedgerCorrupted, match="index: expected 0") as caught:
+            verify_file(one_more(tmp_path, workshop, "open", generous), depth=depth)
+        assert caught.value.entry == 3
+
+    def test_a_ledger_starts_with_its_header(self, tmp_path, depth):
+        line, _ = encode_entry(
+            index=0, kind="recovered", body={"fragment": "", "terms": None}, time=TIME, previous=GENESIS
+        )
+        (tmp_path / "headless.jsonl").write_bytes(line + b"\n")
+        with pytest.raises(LedgerCorrupted, match="only the first, is of type open") as caught:
+            verify_file(tmp_path / "headless.jsonl", depth=depth)
+        assert caught.value.entry == 0
+
+    @pytest.mark.parametrize("terms", [None, 0, 2])
+    def test_a_lost_round_is_charged_under_the_latest_terms(self, workshop, tmp_path, depth, terms):
+        """Without terms, a round that was cut off would have cost nothing."""
+        body = {"fragment": b"{".hex(), "terms": terms}
+        with pytest.raises(LedgerCorrupted, match="expected the latest terms, 1") as caught:
+            verify_file(one_more(tmp_path, workshop, "recovered", body), depth=depth)
+        assert caught.value.entry == 3
+
+    @pytest.mark.parametrize("change", ["one signature is missing", "one is of somebody else"])
+    def test_those_who_sign_are_those_who_are_named(self, workshop, tmp_path, depth, change):
+        path = tmp_path / "ledger.jsonl"
+        with PrivacyLedger.create(path, workshop.header()) as ledger:
+            ledger.checkpoint(workshop.identities[:2])
+        first, last = path.read_bytes().splitlines()
+        entry = parse_line(last)
+        signatures = entry["body"]["signatures"]
+        if change == "one signature is missing":
+            del signatures["b"]
+        else:
+            signatures["c"] = signatures["b"]
+        line, _ = encode_entry(
+            index=1, kind="checkpoint", body=entry["body"], time=entry["time"], previous=entry["previous"]
+        )
+        path.write_bytes(first + b"\n" + line + b"\n")
+        with pytest.raises(LedgerCorrupted, match="signers and signatures differ") as caught:
+            verify_file(path, depth=depth)
+        assert caught.value.entry == 1
+
+    @pytest.mark.parametrize("signers", [("b", "a", "c", "d"), ("a", "a", "a", "a")])
+    def test_signers_stand_in_one_order_and_count_once(self, workshop, tmp_path, depth, signers):
+        """The signatures hold: the writer has the keys of a simulation, or one client that helps."""
+        path = tmp_path / "signers.jsonl"
+        with PrivacyLedger.create(path, workshop.header()) as ledger:
+            state = ledger.state
+            proposal = Checkpoint(
+                kind="close",
+                run_id=workshop.header().run_id,
+                size=1,
+                root=state.tree.root(),
+                time=TIME,
+                reason="done",
+                signers=signers,
+            )
+            own = {identity.name: identity for identity in workshop.identities}
+            signatures = {name: own[name].sign(proposal.purpose, *proposal.fields()) for name in signers}
+            body = replace(proposal, signatures=signatures).body()
+            line, _ = encode_entry(
+                index=1, kind="close", body=body, time=TIME, previous=state.last_hash.hex()
             )
         path.write_bytes(path.read_bytes() + line + b"\n")
         with pytest.raises(LedgerCorrupted, match="signers") as caught:

@@ -379,9 +379,11 @@ class TestCheckpoints:
         ledger.checkpoint([Witness(workshop.identities[0], run_id=ledger.header.run_id, keep=keep)])
         with pytest.raises(ConfigError, match="another run"):
             Witness(workshop.identities[0], run_id=b"another run id!!", keep=keep)
-        keep.write_text("{}")
-        with pytest.raises(ConfigError, match="checkpoint file"):
-            Witness(workshop.identities[0], run_id=ledger.header.run_id, keep=keep)
+        kept = keep.read_text()
+        for other in ("{}", kept.replace('"kind":"checkpoint"', '"kind":"receipt"')):
+            keep.write_text(other)
+            with pytest.raises(ConfigError, match="checkpoint file"):
+                Witness(workshop.identities[0], run_id=ledger.header.run_id, keep=keep)
 
     def test_a_close_needs_as_many_signers_as_the_threshold(self, make_ledger, workshop, tmp_path):
         ledger = make_ledger(workshop)

@@ -17,6 +17,7 @@ from secfl.errors import LedgerCorrupted
 from secfl.ledger import PrivacyLedger
 from secfl.ledger.canonical import canonical, parse_line
 from secfl.ledger.entry import GENESIS, encode_entry
+from secfl.ledger.merkle import leaf_hash
 from secfl.ledger.reader import _COMMIT_LINE, _RESERVE_LINE, replay, skim
 from secfl.ledger.verify import load, verify_file
 
@@ -294,6 +295,32 @@ def test_a_quick_look_finds_the_same(lines, tmp_path):
             with pytest.raises(LedgerCorrupted) as caught:
                 skim(changed)
             assert caught.value.entry == victim
+
+
+def test_a_quick_look_finds_every_changed_figure(lines):
+    """Reservations and commits are taken apart by patterns there, so damage that fits a pattern must be found too."""
+    for victim, line in enumerate(lines):
+        if parse_line(line)["type"] not in {"reserve", "commit"}:
+            continue
+        figures = [place for place, byte in enumerate(line) if chr(byte).isdigit()]
+        assert len(figures) > 100
+        for place in figures[::5]:
+            damaged = line[:place] + (b"1" if line[place : place + 1] != b"1" else b"2") + line[place + 1 :]
+            changed = b"".join(other + b"\n" for other in [*lines[:victim], damaged, *lines[victim + 1 :]])
+            with pytest.raises(LedgerCorrupted) as caught:
+                skim(changed)
+            assert caught.value.entry == victim
+
+
+def test_nothing_stands_behind_an_entry(lines):
+    """The writer made the hash over what follows as well; the full reading would not see the same entry."""
+    entry = parse_line(lines[0])
+    marked = f',"hash":"{entry["hash"]}"'.encode()
+    digest = leaf_hash(lines[0].replace(marked, b"") + b"{}")
+    forged = lines[0].replace(marked, f',"hash":"{digest.hex()}"'.encode()) + b"{}\n"
+    with pytest.raises(LedgerCorrupted) as caught:
+        skim(forged)
+    assert caught.value.entry == 0
 
 
 def test_a_line_in_another_spelling_is_refused(lines, tmp_path):

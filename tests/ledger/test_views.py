@@ -7,7 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from secfl.errors import ConfigError, LocalProtocolError
+from secfl.dp.plan import PrivacyPlan
+from secfl.errors import ConfigError, LocalProtocolError, PrivacyError, UnsupportedEvent
 from secfl.guarantees import Adversary, Behaviour, UnitOfPrivacy, View, Visibility
 from secfl.ledger import (
     Composed,
@@ -17,9 +18,11 @@ from secfl.ledger import (
     Placement,
     PrivacyLedger,
     Sampling,
+    SiteNoise,
     event_from_plan,
 )
 from secfl.ledger.bounds import colluder_bound
+from secfl.ledger.events import event_from_json
 from secfl.ledger.views import adversaries, statements, statements_about
 
 # t = 4, m = 5, q = 0.04, T = 500, z = 1, δ = 1e-5 (docs/privacy.md).
@@ -505,3 +508,75 @@ def test_statements_of_a_released_ledger_can_still_be_read(make_ledger, workshop
     with pytest.raises(LocalProtocolError, match="released"):
         ledger.checkpoint([])
     assert ledger.state.size == 1
+
+
+BY_SITE = {
+    "family": Family.DISCRETE_GAUSSIAN,
+    "noise_multiplier": 9.0,
+    "shares": 5,
+    "sensitivity": 4096.0,
+    "dimension": 10,
+    "weights": {"a": 1.0, "b": 0.9, "c": 0.8, "d": 0.7, "e": 0.6},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"placement": Placement.LOCAL, "shares": 1}, "one share for each weight"),
+        ({"shares": 4}, "one share for each weight"),
+        ({"family": Family.GAUSSIAN}, "integer noise"),
+        ({"site_rates": {"a": 1.0}, "sampling": Sampling.POISSON}, "one sampling rate"),
+        ({"weights": BY_SITE["weights"] | {"e": 0.0}}, "positive numbers"),
+        ({"weights": BY_SITE["weights"] | {"e": math.inf}}, "positive numbers"),
+        ({"weights": BY_SITE["weights"] | {"e": 1e-4}}, "too small for the grid"),
+        ({"sensitivity": 4096.5}, "too small for the grid"),
+    ],
+)
+def test_impossible_noise_by_site(changes, reason):
+    assert SiteNoise(**BY_SITE).unit_sensitivity("e") > 1
+    with pytest.raises(ConfigError, match=reason):
+        SiteNoise(**(BY_SITE | changes))
+
+
+def test_noise_by_site_has_the_weights_of_the_cohort(make_ledger, workshop):
+    ledger = make_ledger(workshop)
+    weights = dict(zip("abcdx", BY_SITE["weights"].values(), strict=True))
+    with pytest.raises(PrivacyError, match="one weight for each client"):
+        ledger.reserve(SiteNoise(**(BY_SITE | {"weights": weights})), workshop.guarantee())
+    ledger.reserve(SiteNoise(**BY_SITE), workshop.guarantee())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "laplace"}, "event of kind 'laplace'"),
+        ({"family": "laplace"}, "laplace"),
+        ({"placement": None}, "None"),
+        ({"count": "many"}, "event"),
+        ({"kind": "composed", "events": 3}, "event"),
+        ({"kind": "site_noise", "weights": []}, "event"),
+    ],
+)
+def test_unknown_events_are_refused_never_guessed(workshop, changes, reason):
+    with pytest.raises(UnsupportedEvent, match=reason):
+        event_from_json(workshop.noise().to_json() | changes)
+
+
+def test_noise_that_decays_has_one_event_for_each_release():
+    plan = PrivacyPlan(
+        unit=UnitOfPrivacy.PATIENT,
+        clip_norm=1.0,
+        grid_norm=4096,
+        dimension=10,
+        noise_multiplier=4.0,
+        noise_decay=0.9,
+        releases=5,
+        cohort_size=5,
+        threshold=4,
+        delta=1e-5,
+    )
+    with pytest.raises(ConfigError, match="one event for each release"):
+        event_from_plan(plan, count=2)
+    widths = [event_from_plan(plan, release=release).noise_multiplier for release in range(3)]
+    assert widths == pytest.approx([4.0, 3.6, 3.24])

@@ -38,8 +38,8 @@ from switches import Guard, Switches, SwitchingFinder
 PARTS = Path(__file__).with_name("guards.toml")
 PROGRESS = os.fdopen(os.dup(sys.stderr.fileno()), "w")
 """Goes on to the terminal from children, whose own streams lead nowhere."""
-TIMEOUT = 120
-"""Seconds for one test; with a guard off it may wait for ever."""
+PATIENCE = 60
+"""Seconds for tests without a guard, beside ten times what they took with it: they may wait for ever."""
 
 
 class Verdict(StrEnum):
@@ -133,7 +133,7 @@ class Examiner:
     ) -> Verdict:
         if not items:
             return Verdict.SILENT
-        limit = 2 * TIMEOUT + 10 * sum(whole.seconds[item.nodeid] for item in items)
+        limit = PATIENCE + 10 * sum(whole.seconds[item.nodeid] for item in items)
         played = _in_child(self._play, session, items, guard, limit=limit)
         return Verdict.UNNEEDED if played is not None and not played.failed else Verdict.NEEDED
 
@@ -188,7 +188,7 @@ def examine(
     os.chdir(root)
     tests = list(dict.fromkeys(test for part in parts for test in part.tests))
     with tempfile.TemporaryDirectory() as scratch:
-        options = ["-qq", "-s", "--no-header", "--no-summary", "-m", "not slow", f"--timeout={TIMEOUT}"]
+        options = ["-qq", "-s", "--no-header", "--no-summary", "-m", "not slow"]
         options += ["-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={scratch}/pytest"]
         code = pytest.main([*options, *tests], plugins=[examiner])
     if not examiner.verdicts and not examiner.broken:
@@ -224,7 +224,7 @@ def main() -> int:
     chosen = parser.parse_args()
     table = tomllib.loads(chosen.parts.read_text(encoding="utf-8"))
     every = {
-        name: Part(name, tuple(part["modules"]), tuple(part["tests"]))
+        name: Part(name, tuple(part["modules"]), tuple(chosen.tests or part["tests"]))
         for name, part in table["parts"].items()
     }
     if unknown := set(chosen.part) - set(every):
