@@ -13,7 +13,7 @@ from secfl.crypto.ckks_ring import CiphertextSum, Uniform, encrypt, open_sum, sm
 from secfl.crypto.ckks_shared_aggregator import SharedKeyAggregator
 from secfl.crypto.ckks_shared_client import SharedKeyClient
 from secfl.crypto.ckks_shared_client_memory import ClientMemory
-from secfl.crypto.ckks_shared_messages import SealedKey, SharedInput, SharedRound
+from secfl.crypto.ckks_shared_messages import SealedKey, SharedInput, SharedRound, SharedSums
 from secfl.crypto.hazmat.ring_noise import RingNoise
 from secfl.crypto.hazmat.seal import MODULUS
 from secfl.crypto.identity import SIGNATURE_BYTES, Directory, Identity
@@ -314,6 +314,32 @@ def test_a_ciphertext_under_another_key_spoils_the_sum_and_is_noticed(play):
     headers[1] = sign_body(IDENTITIES[1], Phase.CKKS_INPUT, digest=SHARED.digest, body=body)
     with pytest.raises(RemoteProtocolError, match="does not decrypt"):
         play.ask(0, headers, ciphertexts | {1: ciphertext})
+
+
+def test_a_header_for_another_key_is_refused_by_the_opener(play):
+    """Its client had a key from somebody else; the sum would open to nothing."""
+    headers, ciphertexts = play.content()
+    body = replace(SharedInput.decode(headers[1].body, peer="x"), identifier=bytes(32)).encode()
+    headers[1] = sign_body(IDENTITIES[1], Phase.CKKS_INPUT, digest=SHARED.digest, body=body)
+    with pytest.raises(RemoteProtocolError, match="encrypted under another key") as caught:
+        play.ask(0, headers, ciphertexts)
+    assert caught.value.peer == NAMES[1]
+
+
+def test_sums_with_bits_beyond_their_end_are_refused(play):
+    """Signed by the opener: the same sums would have several signed forms."""
+    (answer,) = play.ask(0, *play.content())
+    start = FRAME_BYTES + SharedSums.SIZE + SIGNATURE_BYTES
+    packed = bytearray(answer.payload[start:])
+    packed[-1] |= 0x80
+    honest = SharedSums.decode(answer.payload[FRAME_BYTES : FRAME_BYTES + SharedSums.SIZE], peer="x")
+    body = replace(honest, sums_digest=SHARED.sums_digest(packed)).encode()
+    signed = sign_body(IDENTITIES[0], Phase.CKKS_OPEN, digest=SHARED.digest, body=body)
+    forged = answer.payload[:FRAME_BYTES] + signed.encode() + packed
+    with pytest.raises(RemoteProtocolError, match="sum of u: ") as caught:
+        play.aggregator.receive(Envelope(NAMES[0], AGGREGATOR, bytes(forged)))
+    assert caught.value.peer == NAMES[0]
+    play.aggregator.receive(answer)
 
 
 def keys_message(index, bodies, signer=None):

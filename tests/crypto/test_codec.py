@@ -270,6 +270,31 @@ def test_misuse_is_a_local_error(call):
         call()
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"value_bits": 1}, "value_bits 1"),
+        ({"value_bits": 33}, "value_bits 33"),
+        ({"coordinate_bound": 0.0}, "coordinate_bound 0.0"),
+        ({"coordinate_bound": math.inf}, "coordinate_bound inf"),
+        ({"coordinate_bound": math.nan}, "coordinate_bound nan"),
+    ],
+)
+def test_grids_for_no_coordinates_are_refused(changes, reason):
+    with pytest.raises(ConfigError, match=reason):
+        Grid.for_coordinates(10, **({"coordinate_bound": 1.0, "value_bits": 16} | changes))
+
+
+def test_vectors_of_other_lengths_have_no_error_and_no_total():
+    grid = Grid.for_coordinates(3, coordinate_bound=1.0)
+    with pytest.raises(LocalProtocolError, match="differ in length"):
+        relative_error(update_of([1.0, 2.0]), quantise(update_of([1.0, 2.0, 3.0]), grid), grid)
+    weighting = Weighting(largest=10)
+    spec = weighting.vector_spec(clients=3)
+    with pytest.raises(LocalProtocolError, match=r"sum of shape \(2,\)"):
+        weighting.total(np.array([4, 5], np.uint32), spec, survivors=3)
+
+
 def test_the_weighted_mean_is_the_weighted_mean():
     generator = np.random.default_rng(9)
     weighting = Weighting(largest=100)

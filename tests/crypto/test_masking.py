@@ -18,8 +18,9 @@ from secfl.crypto.masking import Masking, advantage_log2, default_threshold
 from secfl.crypto.masking_aggregator import MaskingAggregator
 from secfl.crypto.masking_client import MaskingClient
 from secfl.crypto.masking_client_memory import ClientMemory
+from secfl.crypto.masking_keys import ClientSecrets
 from secfl.crypto.masking_phases import AGGREGATOR_STEPS, CLIENT_STEPS, phase_accepting
-from secfl.crypto.masking_round import MaskedRound
+from secfl.crypto.masking_round import MaskedRound, check_cohort
 from secfl.crypto.messages import Advertise, Deal, Parcel, escrow_bytes
 from secfl.crypto.plain import Plain
 from secfl.crypto.wire import FRAME_BYTES, MessageType, Phase
@@ -486,6 +487,14 @@ def test_a_snapshot_holds_inputs_of_the_round(rounds, words):
         ClientMemory.decode(memory.encode(party._masked, identity), party._masked)
 
 
+def test_secrets_of_another_threshold_are_not_restored():
+    """Their coefficients would be cut off, and some shares with them."""
+    secrets = ClientSecrets.draw(SystemRng(), threshold=4).encode()
+    assert ClientSecrets.decode(secrets, threshold=4).encode() == secrets
+    with pytest.raises(LocalProtocolError, match="another size"):
+        ClientSecrets.decode(secrets, threshold=3)
+
+
 def test_secrets_are_destroyed_as_soon_as_possible(rounds):
     case = rounds.Round(3, 3)
     party = case.parties["c00"]
@@ -523,6 +532,17 @@ def test_the_default_threshold_is_always_allowed(rounds, clients):
 def test_cohorts_that_masking_cannot_protect_are_refused(rounds, clients, threshold, reason):
     with pytest.raises(ConfigError, match=reason):
         rounds.Round(clients, threshold)
+
+
+def test_a_threshold_that_nobody_can_reach_is_refused():
+    with pytest.raises(ConfigError, match="threshold 5 is above the cohort's 4"):
+        check_cohort(4, 5)
+
+
+def test_attachments_have_a_size(rounds):
+    case = rounds.Round(3, 3)
+    with pytest.raises(ConfigError, match="attachment of -1 bytes"):
+        MaskedRound(spec=case.spec, vectors=case.vectors, attachment_bytes=-1)
 
 
 @pytest.mark.parametrize(

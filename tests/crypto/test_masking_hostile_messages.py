@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from secfl.crypto import masking_dealing
 from secfl.crypto.aggregation import Envelope, Finished
-from secfl.crypto.hazmat.sealed import SealingKey
+from secfl.crypto.hazmat.sealed import HYBRID_SEED_BYTES, AgreementKey, SealingKey, encapsulate
 from secfl.crypto.masking_aggregator import MaskingAggregator
 from secfl.crypto.masking_keys import (
     ClientSecrets,
 )
 from secfl.crypto.masking_round import MaskedRound
+from secfl.crypto.masking_streams import agree
 from secfl.crypto.messages import (
     Advertise,
     Consistency,
@@ -328,6 +329,25 @@ def test_no_dealing_without_checked_keys(monkeypatch, rounds):
     case = rounds.Round(4, 3)
     case.answer(case.requests_until("share"))
     assert len(calls) == 6
+
+
+def test_a_pair_has_no_secret_from_a_key_of_small_order(rounds):
+    """`agree` alone refuses it and names its owner: it does not rely on the check of advertisements."""
+    case = rounds.Round(3, 3)
+    messages = case.start()
+    adverts = {
+        index: Advertise.decode(rounds.content_of(message)[: Advertise.SIZE], peer="test")
+        for index, message in enumerate(messages)
+    }
+    keys = AgreementKey(bytes(HYBRID_SEED_BYTES))
+    secrets = encapsulate(adverts[1].kem)
+    pair = {"keys": keys, "encapsulated": secrets}
+    masked = case.parties["c00"]._masked
+    assert len(agree(masked, 0, 1, adverts=adverts, **pair)) == 32
+    adverts[1] = replace(adverts[1], x25519=bytes(32))
+    with pytest.raises(RemoteProtocolError, match="mask key that cannot be used") as caught:
+        agree(masked, 0, 1, adverts=adverts, **pair)
+    assert caught.value.peer == "c01"
 
 
 def test_an_aggregator_has_no_slot_for_a_key(rounds):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secfl.crypto.aggregation import Aborted, Envelope, Finished, Party, Running
+from secfl.crypto.identity import Directory
 from secfl.crypto.plain import Plain
 from secfl.crypto.wire import MessageType, Phase
 from secfl.errors import BelowThreshold, ConfigError, LocalProtocolError
@@ -77,6 +78,16 @@ def test_every_update_is_visible(plain, rounds, naive):
     assert guarantee.advantage_log2 == -math.inf
     with pytest.raises(LocalProtocolError):
         case.scheme.guarantee(case.spec, survivors=5)
+
+
+def test_an_enrolled_key_is_required_of_the_whole_cohort(plain, rounds):
+    case = plain(3, 3)
+    fewer = Directory.enroll(list(case.identities.values())[:2])
+    spec = rounds.make_spec(
+        case.identities.values(), fewer, threshold=3, vectors=case.vectors, scheme="plain"
+    )
+    with pytest.raises(LocalProtocolError, match="not enrolled in the manifest: c02"):
+        case.scheme.aggregator(spec, directory=fewer)
 
 
 def test_snapshots(plain, rounds):

@@ -178,6 +178,22 @@ def test_a_wrong_ring_fails_the_self_test(monkeypatch):
         ring._self_test()
 
 
+def test_a_library_with_another_ring_is_refused(monkeypatch):
+    monkeypatch.setattr(seal, "MODULUS", MODULUS - 2**15)
+    with pytest.raises(ConfigError, match="another ring"):
+        Ring()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("_MAGIC", "saves objects"), ("_PARMS_BYTES", "writes ciphertexts")]
+)
+def test_a_library_with_another_file_format_is_refused(monkeypatch, name, reason):
+    """Its bytes would be read in the wrong places."""
+    monkeypatch.setattr(seal, name, getattr(seal, name) + 8)
+    with pytest.raises(ConfigError, match=f"{reason} in another form"):
+        Ring()
+
+
 def test_keys_and_rings_print_no_secrets(ring):
     key = ring.key(np.ones(DEGREE, np.int64))
     assert repr(key) == "RingKey()"

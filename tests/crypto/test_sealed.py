@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secfl.crypto.hazmat import sealed
 from secfl.crypto.hazmat.sealed import (
     HYBRID_PUBLIC_BYTES,
     HYBRID_SEED_BYTES,
@@ -88,6 +89,18 @@ def test_keys_of_small_order_are_refused(low):
         seal_to(SealingKey(seed(1)).public()[:KEM_PUBLIC_BYTES] + low, b"x", info=b"")
     with pytest.raises(ValueError):
         check_hybrid_public(AgreementKey(seed(1)).public()[:KEM_PUBLIC_BYTES] + low)
+
+
+def test_a_zero_secret_is_refused_whatever_the_library_does():
+    """RFC 7748, section 6.1: a library may return it. This one stands in for such a library."""
+
+    class Lenient:
+        def exchange(self, public):
+            return bytes(32)
+
+    public = AgreementKey(seed(1)).public()[KEM_PUBLIC_BYTES:]
+    with pytest.raises(ValueError, match="all-zero"):
+        sealed._exchange(Lenient(), public)
 
 
 def test_honest_keys_pass_the_checks():
