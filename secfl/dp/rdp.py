@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from secfl.dp.events import DpEvent, Gaussian, IntegerNoise, Leaf, NonPrivate, ZeroConcentrated, leaves
 from secfl.dp.integer import gaussian_equivalent
 from secfl.dp.noise import NoiseFamily
-from secfl.errors import ConfigError, UnsupportedEvent
+from secfl.errors import ConfigError
 
 __all__ = [
     "LARGEST_ORDER",
@@ -88,9 +88,7 @@ def _mechanism(leaf: Leaf) -> _Mechanism:
     match leaf.mechanism:
         case NonPrivate():
             return _Mechanism(math.inf)
-        case ZeroConcentrated(rho=rho):
-            if leaf.sampling_probability < 1:
-                raise UnsupportedEvent("zCDP under sampling loses the amplification; use RDP or PLD")
+        case ZeroConcentrated(rho=rho):  # never sampled: `leaves` refuses that
             return _Mechanism(rho)
         case Gaussian(noise_multiplier=z):
             return _Mechanism(1 / (2 * z * z))

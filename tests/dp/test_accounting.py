@@ -261,6 +261,10 @@ def test_delta_out_of_range(delta):
     for call in (epsilon, epsilon_reference):
         with pytest.raises(ConfigError, match="delta"):
             call(sgd(1.0), delta=delta)
+    with pytest.raises(ConfigError, match="delta"):
+        rdp_to_epsilon({2: 1.0}, delta)
+    with pytest.raises(ConfigError, match="delta"):
+        analytic_gaussian_epsilon(delta, 1.0)
 
 
 @pytest.mark.parametrize("accountant", [Accountant.PLD, Accountant.LIBRARY_PLD])

@@ -113,6 +113,13 @@ def test_impossible_quantile_clips_are_refused(change):
         )
 
 
+@pytest.mark.parametrize("limits", [{"smallest": 2.0}, {"largest": 0.5}, {"smallest": 0.0}])
+def test_a_quantile_clip_starts_within_its_limits(limits):
+    grid = GridClip.single(dimension=8, clip_norm=1.0, grid_norm=GRID, bit_slot=5)
+    with pytest.raises(ConfigError, match="outside its limits"):
+        QuantileClip(clip_norm=1.0, expected_units=10, grid=grid, **limits)
+
+
 def test_a_grid_without_a_slot_is_refused():
     grid = GridClip.single(dimension=8, clip_norm=1.0, grid_norm=GRID)
     with pytest.raises(ConfigError, match="bit slot"):
@@ -195,3 +202,14 @@ def test_paid_validation_is_charged_before_the_score_is_computed():
 def test_impossible_spending_is_refused(change):
     with pytest.raises(ConfigError):
         spending(RenyiFilter.from_plan(step(1.0)), **change)
+
+
+@pytest.mark.parametrize("progress", [(3, 0.5, 0), (-1, 0.5, 0), (0, 0.5, -1)])
+def test_progress_under_other_multipliers_is_refused(progress):
+    """A negative level would count from the end: the least noise, before anything reached a plateau."""
+    made = spending(RenyiFilter.from_plan(SelfComposed(step(1.0), 100)))
+    with pytest.raises(ConfigError, match="belongs to other multipliers"):
+        made.go_on_from(progress)
+    assert made.progress == (0, -math.inf, 0)
+    made.go_on_from((2, 0.5, 1))
+    assert made.progress == (2, 0.5, 1)

@@ -101,6 +101,13 @@ def test_wrong_events_are_refused(data):
         event_from_json(data)
 
 
+@pytest.mark.parametrize("value", [1e-10, 1e10])
+def test_what_no_accountant_can_hold_is_refused(value):
+    """Squares and divergences of such widths leave the range of doubles: an ε of 0 could come of it."""
+    with pytest.raises(UnsupportedEvent, match="beyond what can be accounted for"):
+        Gaussian(value)
+
+
 def test_deep_nesting_is_refused():
     data = GOOD
     for _ in range(40):

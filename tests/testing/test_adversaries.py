@@ -5,17 +5,21 @@ import sys
 
 import pytest
 
+from secfl.crypto.aggregation import Envelope
 from secfl.crypto.ckks import Ckks
 from secfl.crypto.masking import Masking
+from secfl.crypto.plain import Plain
+from secfl.crypto.wire import AGGREGATOR_INDEX, MessageType, frame
 from secfl.errors import ConfigError
 from secfl.guarantees import Adversary, Behaviour, View, Visibility
 from secfl.randomness import InsecureSeededRng
 from secfl.testing.adversaries import every_attack
 from secfl.testing.adversaries.attacks import Guard
 from secfl.testing.adversaries.broken_masking import BrokenMasking, ObligingClient
+from secfl.testing.adversaries.forging import Repair, reseal
 from secfl.testing.adversaries.on_masking import ask_for_both_secrets, attacker_on
 from secfl.testing.stage import Cast
-from secfl.types import SchemeSpec
+from secfl.types import AGGREGATOR, SchemeSpec
 
 ATTACKS = {attack.name: attack for attack in every_attack()}
 
@@ -76,6 +80,19 @@ def test_the_lines_are_those_of_the_protocol_page(project, line):
 
 def test_the_names_are_distinct():
     assert len(ATTACKS) == len(every_attack())
+
+
+@pytest.mark.parametrize("kind", MessageType)
+@pytest.mark.parametrize("sender", ["c00", AGGREGATOR])
+def test_messages_can_be_signed_again_whatever_type_damage_gave_them(kind, sender):
+    """In a round of plain with one client, which no other scheme allows."""
+    cast = Cast.make(Plain(threads=1), SchemeSpec(name="plain"), clients=1, threshold=1)
+    payload = frame(
+        kind, digest=cast.spec.digest(), sender=AGGREGATOR_INDEX if sender == AGGREGATOR else 0
+    ) + bytes(5000)
+    envelope = Envelope(sender, AGGREGATOR if sender == "c00" else "c00", payload)
+    for repair in Repair:
+        assert len(reseal(cast, envelope, repair).payload) == len(payload)
 
 
 class TestCollusion:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -108,7 +109,7 @@ def reseal(cast: Cast, envelope: Envelope, repair: Repair, *, present: Sequence[
     Args:
         cast: Whose keys sign.
         envelope: The tampered message. What cannot be made good, because the message is too short for it or of
-            no known type, stays as it is.
+            no type that a round like this one can have, stays as it is.
         repair: ``SIGNATURES`` signs the bodies as they are; ``BINDINGS`` first writes the hashes of the message's
             other parts into them.
         present: Who advertised, where not everybody did; sizes follow from it.
@@ -118,7 +119,9 @@ def reseal(cast: Cast, envelope: Envelope, repair: Repair, *, present: Sequence[
         return envelope
     payload = bytearray(envelope.payload)
     if repair is Repair.BINDINGS:
-        _Bindings(cast, envelope, tuple(present) or cast.cohort).repair(kind, payload)
+        # Damage may have given it the type of another scheme, for which the cohort is too small.
+        with suppress(ConfigError):
+            _Bindings(cast, envelope, tuple(present) or cast.cohort).repair(kind, payload)
     for one in _statements(cast, envelope, kind):
         end = one.start + one.size
         if end + SIGNATURE_BYTES > len(payload):
