@@ -51,13 +51,15 @@ class LineObserver:
     """One line per event, for logs and pipes.
 
     Phases inside a round are not printed, nor rounds in which nothing was evaluated and nobody dropped out: a run
-    of private steps has hundreds of them.
+    of private steps has hundreds of them. What comes after the last round (references may take minutes) has a line
+    when it begins.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bytes_up = 0
         self._seconds = 0.0
+        self._afterwards: set[str] | None = None
 
     def run_started(self, info: RunInfo) -> None:
         """Print what will run and where it is written."""
@@ -65,12 +67,17 @@ class LineObserver:
             self._print(line)
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Nothing: a log needs no bar."""
+        """Nothing inside a round, because a log needs no bar; after the last round its name, once."""
+        if self._afterwards is not None and name not in self._afterwards and done < total:
+            self._afterwards.add(name)
+            self._print(f"{name} ({total})")
 
     def round_finished(self, report: RoundReport) -> None:
         """Print the round's facts, and the seconds since the last line about a round."""
         self._bytes_up += report.bytes_up
         self._seconds += report.seconds.total
+        if report.round_index + 1 == report.rounds:
+            self._afterwards = set()
         if report.dice is None and not report.dropped and report.round_index > 0:
             return
         facts = _facts(report, self._bytes_up)

@@ -64,6 +64,21 @@ def test_lines_elsewhere_than_in_a_terminal():
     ]
 
 
+def test_what_follows_the_last_round_is_announced_once():
+    out = io.StringIO()
+    with observe(quiet=False, console=Console(file=out, force_terminal=False)) as observer:
+        observer.run_started(INFO)
+        for done in range(4):
+            observer.phase("references", done, 4)
+        observer.round_finished(report(3))
+        for done in range(5):
+            observer.phase("references", done, 4)
+    assert out.getvalue().splitlines()[3:] == [
+        "round 4/4  Dice 0.800  2.0 MB up  ε -  4.0 s",
+        "references (4)",
+    ]
+
+
 def test_rounds_without_news_are_added_up():
     stream = io.StringIO()
     with observe(quiet=False, console=Console(file=stream, width=60)) as observer:
