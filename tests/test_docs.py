@@ -123,6 +123,25 @@ def test_every_step_of_the_tutorial_works(project, tmp_path):
 
 
 @pytest.mark.slow
+def test_every_shell_block_of_the_readme_works(project, tmp_path):
+    assert run_blocks(project / "README.md", tmp_path) >= 1
+    assert (tmp_path / "own" / "report.html").stat().st_size > 100_000
+
+
+def test_every_block_of_the_readme_and_the_tutorial_is_of_a_kind_that_a_test_runs(project):
+    """The tests here run ``sh`` and pasted output; what remains is how a clone is made and set up."""
+    for page in ("README.md", "docs/tutorial.md"):
+        text = (project / page).read_text(encoding="utf-8")
+        pasted = re.sub(
+            r"<!-- output of: .+? -->\n```console\n.*?```\n<!-- end of output -->", "", text, flags=re.DOTALL
+        )
+        for kind, block in re.findall(r"^```(\w*)\n(.*?)^```", pasted, re.DOTALL | re.MULTILINE):
+            assert kind in {"sh", "python", "text"} or all(
+                line.split()[0] in {"make", "git", "cd", "source"} for line in block.splitlines()
+            ), f"{page}: {block}"
+
+
+@pytest.mark.slow
 def test_every_pasted_command_of_the_readme_works(paste_output, project, tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((project / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
