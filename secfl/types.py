@@ -47,7 +47,11 @@ _DIGEST_BYTES: Final = 32
 
 
 def client_id(name: str) -> ClientId:
-    """Check and brand a client's name: 1 to 64 characters of ``[A-Za-z0-9._-]``, not ``aggregator``."""
+    """Check and brand a client's name: 1 to 64 characters of ``[A-Za-z0-9._-]``, not ``aggregator``.
+
+    Raises:
+        ConfigError: It is not such a name.
+    """
     if not _NAME.fullmatch(name) or name == AGGREGATOR:
         raise ConfigError(
             f"client name {name!r}: expected 1 to 64 characters of A-Z a-z 0-9 . _ - "
@@ -215,7 +219,11 @@ class Update:
             raise LocalProtocolError(f"update: tensor sizes do not add up to {self.values.size}")
 
     def tensor_at(self, index: int) -> str:
-        """Name of the tensor that holds element ``index``."""
+        """Name of the tensor that holds element ``index``.
+
+        Raises:
+            LocalProtocolError: The index is outside of the update.
+        """
         end = 0
         for name, size in zip(self.names, self.sizes, strict=True):
             end += size
@@ -272,7 +280,11 @@ class PrivatizedUpdate:
         return cls(vectors=dict(vectors), noise="none")
 
     def check(self, spec: RoundSpec) -> None:
-        """Refuse vectors that do not match the round: names, lengths, word size and range."""
+        """Refuse vectors that do not match the round: names, lengths, word size and range.
+
+        Raises:
+            LocalProtocolError: They do not match; names the vector and what was expected.
+        """
         if set(self.vectors) != {vector.name for vector in spec.vectors}:
             raise LocalProtocolError("update: vector names differ from the round's")
         for vector in spec.vectors:

@@ -170,6 +170,9 @@ def one_run_epsilon(*, correct: int, guesses: int, canaries: int, delta: float, 
         canaries: m, each in by a fair coin.
         delta: δ of the claim.
         level: Probability that the bound is too large, at most.
+
+    Raises:
+        ConfigError: Not 0 <= correct <= guesses <= canaries.
     """
 
     def rejected(epsilon: float) -> bool:

@@ -91,6 +91,9 @@ def without_patient(task: SegmentationTask, config: Any, site: str, patient: str
         config: The configuration it was built with.
         site: Whose patient.
         patient: Name of a training patient there.
+
+    Raises:
+        ConfigError: The site has no training patient of that name.
     """
     from secfl.segmentation.segmentation_task import SegmentationTask
 

@@ -166,6 +166,9 @@ def audit_samples(
         assume: See there.
         level: See there.
         suspect_level: See there.
+
+    Raises:
+        ConfigError: The two arrays differ in shape.
     """
     epsilon, delta = claimed
     _check_claim(epsilon, delta, level, suspect_level)

@@ -37,6 +37,9 @@ def variance_test(
         excess_kurtosis: 0 for (discrete) Gaussians, ``1/σ²`` for Skellam noise in grid units.
         level: False-alarm rate.
         name: For the table.
+
+    Raises:
+        ConfigError: No draws, or ``sigma`` is not positive.
     """
     from scipy.stats import chi2
 
@@ -76,6 +79,9 @@ def correlation_test(
 
     Under independence ``r·sqrt((n-2)/(1-r²))`` has Student's distribution for Gaussian noise; with hundreds of
     draws and more it does for any noise with a fourth moment.
+
+    Raises:
+        ConfigError: The sequences differ in length, or have fewer than 100 draws.
     """
     from scipy.stats import t
 

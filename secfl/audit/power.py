@@ -110,6 +110,9 @@ def canary_rows(
     """Canary audits at ε = 8 (m = 1000, 5 sites, 2000 parameters): honest with and without sampling, and too narrow.
 
     Sampled: q = 0.04 over ``steps`` steps. Without sampling everybody takes part in each of 20 steps.
+
+    Raises:
+        ConfigError: Fewer than one repetition of a kind.
     """
     if repetitions < 1 or thin < 1:
         raise ConfigError("power: expected one repetition or more of each kind")

@@ -29,6 +29,9 @@ def batch_size_test(
 
     ``Σ (b - Nq)²/(Nq(1-q))`` against chi-square with degrees of freedom matched to the binomial's fourth moment.
     Fixed sizes (shuffling, drawing without replacement) have dispersion near zero; a wrong rate has a large one.
+
+    Raises:
+        ConfigError: Too few steps or patients for the test to hold its false-alarm rate.
     """
     from scipy.stats import chi2
 
@@ -57,6 +60,9 @@ def inclusion_test(
     """Exact test: in windows of 1/q steps, how often does a patient take part exactly once?
 
     Independent sampling gives ``K·q·(1-q)^(K-1)``, about 0.37; an epoch of shuffled batches gives 1.
+
+    Raises:
+        ConfigError: Fewer steps than one window.
     """
     from scipy.stats import binomtest
 

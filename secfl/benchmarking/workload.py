@@ -111,7 +111,11 @@ class Stage:
 
 
 def benchmarked_schemes(names: list[str]) -> list[tuple[str, SchemeSpec]]:
-    """Key mode and specification of every benchmark that the names stand for; ``ckks`` is both key modes."""
+    """Key mode and specification of every benchmark that the names stand for; ``ckks`` is both key modes.
+
+    Raises:
+        ConfigError: A name that is no scheme.
+    """
     chosen: list[tuple[str, SchemeSpec]] = []
     for name in names:
         try:

@@ -67,7 +67,11 @@ class KeyMode(StrEnum):
 
     @classmethod
     def of(cls, spec: RoundSpec) -> KeyMode:
-        """The mode that a round's specification names; ``sum-key`` when it names none."""
+        """The mode that a round's specification names; ``sum-key`` when it names none.
+
+        Raises:
+            ConfigError: Another scheme's specification, or a parameter or value that CKKS does not know.
+        """
         if spec.scheme.name != "ckks":
             raise ConfigError(f"the round's scheme is {spec.scheme.name!r}, expected 'ckks'")
         unknown = {name for name, _ in spec.scheme.parameters} - {"key_mode"}

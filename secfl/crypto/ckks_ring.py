@@ -123,7 +123,11 @@ def encrypt(
 
 
 def check_ciphertext(layout: RoundLayout, peer: ClientId, data: bytes | memoryview) -> None:
-    """Refuse a ciphertext of another size or with a residue that is not below q."""
+    """Refuse a ciphertext of another size or with a residue that is not below q.
+
+    Raises:
+        RemoteProtocolError: It is; the error names the sender.
+    """
     _check_size(layout, peer, data)
     for _, part in _parts(layout, data):
         if int(part.max()) >= MODULUS:
@@ -145,7 +149,11 @@ class CiphertextSum:
         check_ciphertext(self._layout, peer, data)
 
     def add(self, peer: ClientId, data: bytes | memoryview) -> None:
-        """Add a ciphertext that passed `check`."""
+        """Add a ciphertext that passed `check`.
+
+        Raises:
+            LocalProtocolError: More ciphertexts than clients.
+        """
         _check_size(self._layout, peer, data)
         if self.count >= self._layout.clients:
             raise LocalProtocolError(f"ckks: more than {self._layout.clients} ciphertexts in one sum")

@@ -114,7 +114,11 @@ class SharedKeyClient:
         return f"SharedKeyClient({self._identity.name}, {self.state!r})"
 
     def start(self) -> list[Envelope]:
-        """Advertise a key to which the round's key can be sealed."""
+        """Advertise a key to which the round's key can be sealed.
+
+        Raises:
+            LocalProtocolError: It was started already.
+        """
         if self._memory.phase is not Phase.ADVERTISE:
             raise LocalProtocolError(f"{self._identity.name}: the party was already started")
         signed = self._sign(Phase.ADVERTISE, SealingKey(self._memory.sealing_seed).public())

@@ -126,6 +126,9 @@ class Grid:
 
         C and G are chosen so that a vector with every coordinate at the bound still passes the L2 clip; B
         falls on ``2**(value_bits - 1) - 1``.
+
+        Raises:
+            ConfigError: ``value_bits`` is not 2 to 32, or the bound is not a finite number above 0.
         """
         if not 2 <= value_bits <= 32:
             raise ConfigError(f"grid: value_bits {value_bits}, expected 2 to 32")
@@ -230,7 +233,10 @@ def quantise(update: Update, grid: Grid, *, share: float = 1.0) -> ClippedUpdate
 def to_residues(
     values: NDArray[np.int32] | NDArray[np.int64], *, bits: int
 ) -> NDArray[np.uint32] | NDArray[np.uint64]:
-    """Signed integers modulo ``2**bits``: uint32 up to 32 bits, else uint64. Shape is kept."""
+    """Signed integers modulo ``2**bits``: uint32 up to 32 bits, else uint64. Shape is kept.
+
+    Raises `LocalProtocolError` for other types than int32 and int64.
+    """
     _check_bits(bits)
     if values.dtype not in (np.dtype(np.int32), np.dtype(np.int64)):
         raise LocalProtocolError(f"codec: expected int32 or int64, got {values.dtype}")
@@ -244,7 +250,10 @@ def to_residues(
 
 
 def centre(residues: NDArray[np.uint32] | NDArray[np.uint64], *, bits: int) -> NDArray[np.int64]:
-    """The representatives in ``[-2**(bits-1), 2**(bits-1))`` of residues below ``2**bits``; shape is kept."""
+    """The representatives in ``[-2**(bits-1), 2**(bits-1))`` of residues below ``2**bits``; shape is kept.
+
+    Raises `LocalProtocolError` for other types than uint32 and uint64.
+    """
     _check_bits(bits)
     if residues.dtype not in (np.dtype(np.uint32), np.dtype(np.uint64)):
         raise LocalProtocolError(f"codec: expected uint32 or uint64, got {residues.dtype}")
@@ -270,6 +279,7 @@ def required_bits(grid: Grid, *, clients: int, noise_bound: int = 0, weight_fact
             weight).
 
     Raises:
+        LocalProtocolError: Fewer than one client, a negative noise bound, or a weight factor below 1.
         CapacityError: More than 62 bits would be needed.
     """
     if clients < 1 or noise_bound < 0 or weight_factor < 1:
@@ -312,6 +322,9 @@ def dequantise(
 
     Returns:
         float64, shape ``(d,)``.
+
+    Raises:
+        LocalProtocolError: The sum's shape is not ``(grid.length,)``, or the divisor is not a finite number above 0.
     """
     if total.shape != (grid.length,):
         raise LocalProtocolError(f"codec: sum of shape {total.shape}, the grid has {grid.length} coordinates")
@@ -322,10 +335,10 @@ def dequantise(
 
 
 def relative_error(update: Update, quantised: ClippedUpdate, grid: Grid) -> float:
-    """``||x - y/scale||_2 / ||x||_2``, clipping included: a local figure for the summary, never sent.
+    """``||x - y/scale||_2 / ||x||_2``, clipping included; 0.0 for zeros. For the summary, never sent.
 
-    Returns:
-        0.0 for an update that is zero everywhere.
+    Raises:
+        LocalProtocolError: The two differ in length.
     """
     if update.values.size != quantised.values.size:
         raise LocalProtocolError("codec: the update and its grid vector differ in length")

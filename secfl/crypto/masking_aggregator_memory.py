@@ -124,7 +124,11 @@ class AggregatorMemory:
     def decode(
         cls, data: bytes, masked: MaskedRound, *, sink: AttachmentSink | None, sums: Accumulator
     ) -> Self:
-        """Undo `encode`, with an empty accumulator and a fresh sink to fill."""
+        """Undo `encode`, with an empty accumulator and a fresh sink to fill.
+
+        Raises:
+            LocalProtocolError: It belongs to another round, or is damaged.
+        """
         record = decode_record(data, AGGREGATOR_RECORD)
         with restoring("aggregator"):
             if record["round"] != masked.digest:

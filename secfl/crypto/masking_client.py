@@ -154,7 +154,11 @@ class MaskingClient:
         return self._identity.name
 
     def start(self) -> list[Envelope]:
-        """Advertise fresh public keys."""
+        """Advertise fresh public keys.
+
+        Raises:
+            LocalProtocolError: It was started already.
+        """
         if self._memory.phase is not Phase.ADVERTISE:
             raise LocalProtocolError(f"{self._name}: the party was already started")
         body = self._mask_keys().public() + self._secrets().sealing.public()

@@ -107,7 +107,11 @@ class ClientSecrets:
 
     @classmethod
     def decode(cls, data: bytes, *, threshold: int) -> Self:
-        """Undo `encode`."""
+        """Undo `encode`.
+
+        Raises:
+            LocalProtocolError: It has another size.
+        """
         sizes = (SECRET_BYTES, SECRET_BYTES, HYBRID_SEED_BYTES, NONCE_BYTES)
         parts = []
         start = 0

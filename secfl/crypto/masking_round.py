@@ -115,7 +115,11 @@ class MaskedRound:
             raise LocalProtocolError(f"not enrolled in the manifest: {', '.join(missing)}")
 
     def check_identity(self, identity: Identity, directory: Directory) -> int:
-        """The cohort position of ``identity``, after comparing its key with the enrolled one."""
+        """The cohort position of ``identity``, after comparing its key with the enrolled one.
+
+        Raises:
+            LocalProtocolError: The key is not the enrolled one.
+        """
         index = self.spec.index(identity.name)
         if directory.keys[identity.name] != identity.public_key():
             raise LocalProtocolError(f"{identity.name}: the signing key is not the enrolled one")

@@ -34,7 +34,11 @@ _WORDS: Final[dict[int, np.dtype[Any]]] = {
 
 
 def packed_size(length: int, *, bits: int) -> int:
-    """Bytes that ``length`` values of ``bits`` bits take: ``ceil(length * bits / 8)``."""
+    """Bytes that ``length`` values of ``bits`` bits take: ``ceil(length * bits / 8)``.
+
+    Raises:
+        LocalProtocolError: ``length`` is negative, or ``bits`` is out of range.
+    """
     _check_bits(bits)
     if length < 0:
         raise LocalProtocolError(f"packing: length {length}, expected 0 or more")

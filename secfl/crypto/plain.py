@@ -85,7 +85,11 @@ class PlainClient:
         return Finished() if self._inputs is None else Running(Phase.PLAIN_INPUT.value)
 
     def start(self) -> list[Envelope]:
-        """Send the input."""
+        """Send the input.
+
+        Raises:
+            LocalProtocolError: It was started already.
+        """
         if self._inputs is None:
             raise LocalProtocolError(f"{self._identity.name}: the party was already started")
         digest = self._spec.digest()
@@ -104,7 +108,12 @@ class PlainClient:
         return [Envelope(self._identity.name, AGGREGATOR, payload)]
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
-        """Refuse: a client of this scheme expects no message."""
+        """Refuse: a client of this scheme expects no message.
+
+        Raises:
+            RemoteProtocolError: Always, for an envelope that is meant for this client.
+            LocalProtocolError: The envelope is for somebody else.
+        """
         if envelope.recipient != self._identity.name:
             raise LocalProtocolError(
                 f"{self._identity.name}: an envelope for {envelope.recipient} was delivered here"
@@ -333,7 +342,11 @@ class Plain:
         raise LocalProtocolError("snapshot: not one of a party of plain")
 
     def guarantee(self, spec: RoundSpec, *, survivors: int) -> Guarantee:
-        """Every update is visible, to the aggregator and on the network."""
+        """Every update is visible, to the aggregator and on the network.
+
+        Raises:
+            LocalProtocolError: The survivors are not 1 to the cohort's size.
+        """
         self._check(spec)
         if not 1 <= survivors <= len(spec.cohort):
             raise LocalProtocolError(f"{survivors} survivors, expected 1 to {len(spec.cohort)}")

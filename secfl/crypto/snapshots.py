@@ -64,7 +64,11 @@ def decode_record(data: bytes, kind: str) -> dict[str, bytes]:
 
 
 def record_kind(data: bytes) -> str:
-    """The kind that a record claims, before anything else is checked."""
+    """The kind that a record claims, before anything else is checked.
+
+    Raises:
+        LocalProtocolError: It is damaged, or no snapshot of this version.
+    """
     try:
         return split_fields(data[len(_MAGIC) : -_HASH_BYTES], limit=1)[0].decode("ascii")
     except (IndexError, UnicodeDecodeError):

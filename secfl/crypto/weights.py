@@ -49,7 +49,11 @@ class Weighting:
         return self.clip(weight) / self.largest
 
     def vector_spec(self, *, clients: int) -> VectorSpec:
-        """The round's vector for the weights of ``clients`` clients; it cannot wrap."""
+        """The round's vector for the weights of ``clients`` clients; it cannot wrap.
+
+        Raises:
+            LocalProtocolError: Fewer than one client.
+        """
         if clients < 1:
             raise LocalProtocolError(f"weights: {clients} clients, expected at least 1")
         return VectorSpec(
@@ -67,6 +71,7 @@ class Weighting:
         """Σ w of the survivors.
 
         Raises:
+            LocalProtocolError: The sum's shape is not ``(1,)``.
             RemoteProtocolError: It lies outside ``[survivors, survivors * w_max]``, so some client's weight
                 is not one. Which client cannot be told from the sum, so the aggregate is blamed.
         """

@@ -102,7 +102,11 @@ class Reader:
         self._position = 0
 
     def view(self, size: int) -> memoryview:
-        """The next ``size`` bytes, not copied."""
+        """The next ``size`` bytes, not copied.
+
+        Raises:
+            RemoteProtocolError: The message is too short.
+        """
         end = self._position + size
         if end > len(self._data):
             raise RemoteProtocolError(self._peer, f"message of {len(self._data)} bytes is too short")
@@ -115,14 +119,22 @@ class Reader:
         return bytes(self.view(size))
 
     def end(self) -> None:
-        """Refuse what is left over."""
+        """Refuse what is left over.
+
+        Raises:
+            RemoteProtocolError: Something is left.
+        """
         if self._position != len(self._data):
             excess = len(self._data) - self._position
             raise RemoteProtocolError(self._peer, f"{excess} bytes follow the end of the message")
 
 
 def check_size(data: memoryview, expected: int, *, peer: str) -> None:
-    """Refuse a message whose content has not the one size that it can have."""
+    """Refuse a message whose content has not the one size that it can have.
+
+    Raises:
+        RemoteProtocolError: It has not.
+    """
     if len(data) != expected:
         raise RemoteProtocolError(peer, f"message content of {len(data)} bytes, expected {expected}")
 
@@ -133,7 +145,12 @@ def frame(kind: MessageType, *, digest: bytes, sender: int) -> bytes:
 
 
 def open_frame(payload: bytes, *, peer: str, digest: bytes, sender: int) -> tuple[MessageType, memoryview]:
-    """Type and content of a message that must be of this round and from this sender."""
+    """Type and content of a message that must be of this round and from this sender.
+
+    Raises:
+        RemoteProtocolError: Too short, of another protocol version or round, of an unknown type, or from another
+            sender.
+    """
     if len(payload) < FRAME_BYTES:
         raise RemoteProtocolError(peer, f"message of {len(payload)} bytes is too short")
     if payload[:4] != _MAGIC:
@@ -217,7 +234,11 @@ class Roster:
 
     @staticmethod
     def read_members(content: memoryview, *, peer: str, clients: int) -> tuple[int, ...]:
-        """Who is in the roster at the front of a message: from this follows the message's size."""
+        """Who is in the roster at the front of a message: from this follows the message's size.
+
+        Raises:
+            RemoteProtocolError: The message is too short, or the roster names members outside the cohort.
+        """
         if len(content) < _MEMBERS_BYTES:
             raise RemoteProtocolError(peer, f"message content of {len(content)} bytes is too short")
         bits = struct.unpack_from("<Q", content)[0]

@@ -216,6 +216,9 @@ def epsilon_reference(event: DpEvent, *, delta: float) -> float:
     """ε of the same releases with continuous Gaussian noise (exact or PLD): for comparison, not a claim.
 
     Integer noise counts as a Gaussian of the same width; zCDP has no such figure and is refused.
+
+    Raises:
+        UnsupportedEvent: A mechanism without a Gaussian counterpart.
     """
     counts: dict[Leaf, int] = {}
     for leaf, count in leaves(event).items():

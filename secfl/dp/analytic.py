@@ -33,6 +33,9 @@ def analytic_gaussian_epsilon(delta: float, noise_multiplier: float) -> float:
     """Smallest ε with δ(ε) <= ``delta``, rounded up (relative 1e-12).
 
     T full-participation releases with multipliers z_t are one release with ``(Σ z_t**-2)**-0.5``.
+
+    Raises:
+        ConfigError: δ is not above 0 and below 1.
     """
     if not 0 < delta < 1:
         raise ConfigError("delta: expected above 0 and below 1")

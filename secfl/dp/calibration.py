@@ -29,8 +29,11 @@ def least_noise(plan: PrivacyPlan, target: float, reached: Callable[[PrivacyPlan
         reached: ε of a plan; must fall as its multiplier grows.
 
     Raises:
+        ConfigError: The target is not a positive number.
         PrivacyError: No multiplier up to 1e5 reaches the target.
     """
+    if not (target > 0 and math.isfinite(target)):
+        raise ConfigError("epsilon: expected a positive number")
 
     def at(z: float) -> PrivacyPlan:
         return replace(plan, noise_multiplier=z)

@@ -81,6 +81,9 @@ class GridClip:
         """One clip for the whole vector, within the total bound ``grid_norm``.
 
         The bit's slot takes its part of the bound: the vector gets ``floor(sqrt(G² - g²))``.
+
+        Raises:
+            ConfigError: The bit's slot does not fit below ``grid_norm``.
         """
         if bit_slot >= grid_norm:
             raise ConfigError(f"bit_slot {bit_slot}: expected below grid_norm {grid_norm}")
@@ -114,6 +117,9 @@ class GridClip:
 
         Returns:
             int32, shape ``(length,)``; ``clipped_fraction`` is the share of groups that were scaled down.
+
+        Raises:
+            LocalProtocolError: The vector has another shape than ``(dimension,)``.
         """
         if vector.shape != (self.dimension,):
             raise LocalProtocolError(f"clipping: expected {self.dimension} coordinates, got {vector.shape}")
@@ -138,7 +144,11 @@ class GridClip:
         )
 
     def to_real(self, sums: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Grid units back to units of the update (without the bit's slot)."""
+        """Grid units back to units of the update (without the bit's slot).
+
+        Raises:
+            LocalProtocolError: The sums have another shape than ``(length,)``.
+        """
         if sums.shape != (self.length,):
             raise LocalProtocolError(f"clipping: expected {self.length} coordinates, got {sums.shape}")
         steps = np.repeat([group.step for group in self.groups], [group.size for group in self.groups])

@@ -50,6 +50,9 @@ def z_effective(
     Returns:
         ``z·sqrt((|U3|-k)/m)`` (curious) or ``z·sqrt((t-k)/m)`` (malicious) up to `colluder_limit`, beyond it
         the figure of broken cryptography.
+
+    Raises:
+        ConfigError: A number that no cohort can have: survivors, colluders, threshold or multiplier out of range.
     """
     if not (z > 0 and planned_clients >= 1 and 1 <= threshold <= cohort_size):
         raise ConfigError("noise multiplier, planned clients, threshold and cohort must be positive")

@@ -196,6 +196,9 @@ def zcdp_filter(rho: float, *, sampler_budget: float = SAMPLER_BUDGET) -> RenyiF
 
     Under sampling it would have to charge the unsampled ρ (ε = 355 in the example of docs/privacy.md), so
     sampled releases are refused with `UnsupportedEvent`.
+
+    Raises:
+        ConfigError: ρ is not a positive number.
     """
     if not (rho > 0 and math.isfinite(rho)):
         raise ConfigError("rho: expected a positive number")

@@ -276,6 +276,10 @@ def privatize(
     Returns:
         The update for a secure aggregation scheme. ``noise`` is ``"none"``, or the family and width, followed
         by ``" (seeded, not private)"`` when ``rng`` is not secret.
+
+    Raises:
+        ConfigError: ``bits`` is not 2 to 62.
+        LocalProtocolError: A vector is given twice.
     """
     if not 2 <= bits <= 62:
         raise ConfigError(f"bits {bits}: expected 2 to 62")

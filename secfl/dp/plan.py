@@ -187,7 +187,11 @@ class PrivacyPlan:
         return self.share_sigma() * max(1.0, self.noise_decay ** (self.releases - 1))
 
     def at_level(self, noise_multiplier: float) -> PrivacyPlan:
-        """The plan with one of its multipliers, for a release that uses it."""
+        """The plan with one of its multipliers, for a release that uses it.
+
+        Raises:
+            ConfigError: The multiplier is not one of the plan's.
+        """
         if noise_multiplier not in (self.noise_multiplier, *self.levels):
             raise ConfigError("noise_multiplier: not one of the plan's")
         return replace(self, noise_multiplier=noise_multiplier, levels=())
@@ -317,15 +321,8 @@ class PrivacyPlan:
     def calibrated_to(self, epsilon: float, reached: Callable[[PrivacyPlan], float]) -> PrivacyPlan:
         """The plan with the least noise multiplier whose ``reached(plan)`` is at most ``epsilon``.
 
-        Args:
-            epsilon: Target of the whole run.
-            reached: ε of a plan; must fall as its multiplier grows.
-
-        Raises:
-            PrivacyError: No multiplier up to 1e5 reaches the target.
+        Arguments and errors as in `secfl.dp.calibration.least_noise`.
         """
-        if not (epsilon > 0 and math.isfinite(epsilon)):
-            raise ConfigError("epsilon: expected a positive number")
         return least_noise(self, epsilon, reached)
 
     # --- files

@@ -210,6 +210,9 @@ def rdp_to_epsilon(curve: Mapping[int, float], delta: float) -> float:
     """ε at δ from a Rényi curve: Canonne, Kamath and Steinke 2020, Proposition 12.
 
     ``ε = D_α + log(1 - 1/α) - (log δ + log α)/(α - 1)``. Every order gives a valid bound, so the least is taken.
+
+    Raises:
+        ConfigError: δ is not above 0 and below 1.
     """
     if not 0 < delta < 1:
         raise ConfigError("delta: expected above 0 and below 1")

@@ -63,6 +63,9 @@ def batch_tail(patients: int, rate: float, *, log2_probability: float) -> int:
         patients: Public upper bound for the number of patients, of one client or of all.
         rate: q.
         log2_probability: For example ``-40 - log2(steps)``.
+
+    Raises:
+        ConfigError: A negative number of patients, or a rate that is not above 0 and at most 1.
     """
     if patients < 0 or not 0 < rate <= 1:
         raise ConfigError("expected 0 or more patients and a rate above 0 and at most 1")

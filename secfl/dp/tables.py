@@ -186,6 +186,9 @@ def skellam_thresholds(variance: Fraction, stride: int = 1) -> Thresholds:
     Args:
         variance: µ, the variance of the unconditioned distribution, exact.
         stride: At most a twentieth of the standard deviation, unless 1.
+
+    Raises:
+        ValueError: The stride is too coarse for the variance.
     """
     if stride > 1 and Fraction((20 * stride) ** 2) > variance:
         raise ValueError(f"stride {stride} is too coarse")

@@ -160,7 +160,11 @@ class RunAccounts:
         return [state.terms[one.terms].event for one in state.reservations.values()]
 
     def round_account(self, round_index: int, announced: Announcement = NOTHING_ANNOUNCED) -> RoundAccount:
-        """The pages of the next attempt at a round."""
+        """The pages of the next attempt at a round.
+
+        Raises:
+            LocalProtocolError: The ledger is closed.
+        """
         if self._ledger is None:
             raise LocalProtocolError("the ledger is closed")
         self._current = RoundAccount(self._ledger, self._terms, round_index=round_index, announced=announced)
@@ -256,7 +260,11 @@ class RoundAccount:
         )
 
     def commit(self, survivors: Sequence[ClientId], *, inputs_digest: bytes) -> None:
-        """Before the sum is opened; a second call for the same round does nothing."""
+        """Before the sum is opened; a second call for the same round does nothing.
+
+        Raises:
+            LocalProtocolError: Nothing was reserved.
+        """
         if self._reservation is None:
             raise LocalProtocolError("commit before reserve")
         if self._committed:

@@ -21,7 +21,11 @@ _FILE = "best.safetensors"
 
 
 def measure(config: RunConfig, task: Task, state: State, *, evaluated: bool) -> dict[str, float]:
-    """What goes into a round's line of ``metrics.jsonl``; nothing unless the run may stop early."""
+    """What goes into a round's line of ``metrics.jsonl``; nothing unless the run may stop early.
+
+    Raises:
+        ConfigError: The run may stop early, and the task has no public images.
+    """
     if config.training.early_stopping is None or not evaluated:
         return {}
     score = task.public_score(state) if isinstance(task, PublicTask) else None

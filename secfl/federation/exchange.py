@@ -76,11 +76,11 @@ class RemoteParty:
         return Running("offered")
 
     def start(self) -> list[Envelope]:
-        """Not here."""
+        """Not here (`LocalProtocolError`): the party lives at its site."""
         raise LocalProtocolError(f"{self.site.name}: this party lives at its site; use ExchangeDriver")
 
     def receive(self, envelope: Envelope) -> list[Envelope]:
-        """Not here."""
+        """Not here (`LocalProtocolError`): the party lives at its site."""
         raise LocalProtocolError(f"{envelope.recipient}: this party lives at its site; use ExchangeDriver")
 
     def phase_over(self) -> list[Envelope]:
@@ -88,7 +88,7 @@ class RemoteParty:
         return []
 
     def snapshot(self) -> bytes:
-        """Not here."""
+        """Not here (`LocalProtocolError`): the party lives at its site."""
         raise LocalProtocolError(
             f"{self.site.name}: this party lives at its site and keeps its own snapshots"
         )

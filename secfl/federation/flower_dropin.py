@@ -127,6 +127,7 @@ class SecureStrategy:
         """As ``Strategy.start``. Clients evaluate nothing: figures of single sites do not leave them.
 
         Raises:
+            DataError: The strategy's last model is not the one that the run recorded.
             ConfigError: The home does not fit the run.
             RoundAborted: Too few sites remained, again and again; nothing was opened.
         """

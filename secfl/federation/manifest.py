@@ -249,7 +249,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """Read `to_json` back; entries are checked, expiry and the members' signatures are for `check`."""
+        """Read `to_json` back; entries are checked, expiry and the members' signatures are for `check`.
+
+        Raises:
+            ConfigError: Not a manifest, members out of order or twice, or the coordinator among them.
+        """
         _check_version(value)
         try:
             members = tuple(PublicEntry.from_json(one) for one in value["members"])

@@ -95,7 +95,11 @@ class CollabExchange:
         return cls(sites)
 
     def gather(self) -> None:
-        """Stop when the job was aborted. A client that died does not come back into a running job."""
+        """Stop when the job was aborted. A client that died does not come back into a running job.
+
+        Raises:
+            RoundAborted: The job was aborted.
+        """
         if collab.is_aborted:
             raise RoundAborted("NVFlare: the job was aborted")
 

@@ -120,7 +120,12 @@ class RunDirectory:
             os.fsync(file.fileno())
 
     def identities(self) -> list[Identity]:
-        """The simulated clients' identities of an unfinished run."""
+        """The simulated clients' identities of an unfinished run.
+
+        Raises:
+            ConfigError: The run is finished, and its keys are gone.
+            DataError: The file is damaged.
+        """
         try:
             document = json.loads(self._identities.read_text(encoding="utf-8"))
             seeds = {client_id(name): bytes.fromhex(seed) for name, seed in document["seeds"].items()}

@@ -72,7 +72,11 @@ class Simulation:
         self.adaptive = AdaptiveRun(self.config, self.terms.round_terms.releases, self.task)
 
     def go_back_to_checkpoint(self) -> None:
-        """Load the last checkpoint and forget what came after it."""
+        """Load the last checkpoint and forget what came after it.
+
+        Raises:
+            ConfigError: The checkpoint belongs to another configuration.
+        """
         path = checkpoint.latest_checkpoint(self.run.checkpoints)
         if path is not None:
             loaded = checkpoint.load(path)

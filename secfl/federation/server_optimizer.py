@@ -160,7 +160,11 @@ class Falling:
         return {**self._inner.arrays(), _COUNT: np.array([float(self._count)])}
 
     def load(self, arrays: Mapping[str, NDArray[np.float64]]) -> None:
-        """Take both back."""
+        """Take both back.
+
+        Raises:
+            DataError: The state of another optimizer.
+        """
         if _COUNT not in arrays:
             raise DataError("the checkpoint holds the state of another server optimizer")
         self._count = int(arrays[_COUNT][0])

@@ -120,7 +120,11 @@ def site_guard(
 
 
 def simulated_agent(run: RunDirectory, site: str, *, run_id: bytes, task: Callable[[], Task]) -> SiteAgent:
-    """The agent of one site of a simulated run."""
+    """The agent of one site of a simulated run.
+
+    Raises:
+        ConfigError: The run has no site of that name.
+    """
     name = client_id(site)
     identities = {identity.name: identity for identity in run.identities()}
     if name not in identities:

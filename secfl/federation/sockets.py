@@ -247,6 +247,7 @@ def connect(port: int, *, name: ClientId, token: bytes, most_bytes: int) -> _Str
     """Connect a site to its coordinator on this host.
 
     Raises:
+        ConnectionError: The coordinator hung up, or cannot be reached.
         OSError: Nobody listens.
     """
     connected = socket.create_connection((HOST, port), timeout=_HELLO_SECONDS)

@@ -45,6 +45,9 @@ def apply_update(state: State, step: NDArray[np.float64]) -> State:
     Args:
         state: The global model.
         step: float64, shape ``(d,)``, tensors in the order of ``state``.
+
+    Raises:
+        LocalProtocolError: The step has another length than the state has parameters.
     """
     if step.shape != (count_parameters(state),):
         raise LocalProtocolError(f"step of shape {step.shape} for {count_parameters(state)} parameters")

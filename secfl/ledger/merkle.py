@@ -64,21 +64,33 @@ class MerkleTree:
             level.append(node)
 
     def root(self, size: int | None = None) -> bytes:
-        """Root of the first ``size`` leaves (all by default); RFC 9162, section 2.1.1."""
+        """Root of the first ``size`` leaves (all by default); RFC 9162, section 2.1.1.
+
+        Raises:
+            ConfigError: The log has fewer entries.
+        """
         size = len(self) if size is None else size
         if not 0 <= size <= len(self):
             raise ConfigError(f"Merkle root of {size} entries: the log has {len(self)}")
         return EMPTY_ROOT if size == 0 else self._range(0, size)
 
     def inclusion_proof(self, index: int, size: int | None = None) -> list[bytes]:
-        """Sibling hashes from leaf ``index`` up to the root of the first ``size`` leaves; section 2.1.3.1."""
+        """Sibling hashes from leaf ``index`` up to the root of the first ``size`` leaves; section 2.1.3.1.
+
+        Raises:
+            ConfigError: Not 0 <= index < size <= entries of the log.
+        """
         size = len(self) if size is None else size
         if not 0 <= index < size <= len(self):
             raise ConfigError(f"inclusion proof of entry {index} in {size}: the log has {len(self)}")
         return self._path(index, 0, size)
 
     def consistency_proof(self, old: int, size: int | None = None) -> list[bytes]:
-        """Shows that the first ``old`` leaves are a prefix of the first ``size``; section 2.1.4.1."""
+        """Shows that the first ``old`` leaves are a prefix of the first ``size``; section 2.1.4.1.
+
+        Raises:
+            ConfigError: Not 0 < old <= size <= entries of the log.
+        """
         size = len(self) if size is None else size
         if not 0 < old <= size <= len(self):
             raise ConfigError(f"consistency proof from {old} to {size}: the log has {len(self)}")

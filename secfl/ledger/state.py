@@ -77,7 +77,11 @@ class LedgerState:
 
     @property
     def header(self) -> RunHeader:
-        """The first entry's content."""
+        """The first entry's content.
+
+        Raises:
+            LedgerCorrupted: There are no entries.
+        """
         if self._header is None:
             raise LedgerCorrupted(None, "it has no entries")
         return self._header

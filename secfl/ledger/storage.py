@@ -78,6 +78,9 @@ class LedgerFile:
 
         After a failed write the file may end in a torn line, so this object refuses to go on; opening the
         ledger again recovers it.
+
+        Raises:
+            ConfigError: The file cannot be written; it is let go of.
         """
         descriptor = self._open()
         try:
@@ -91,6 +94,9 @@ class LedgerFile:
         """Replace a torn tail by lines that are at least as long, in one write.
 
         A crash in the middle leaves a torn tail again, never a file without a trace of it.
+
+        Raises:
+            LocalProtocolError: The lines are shorter than what they replace.
         """
         descriptor = self._open()
         if os.fstat(descriptor).st_size > offset + len(data):

@@ -57,14 +57,22 @@ class PersonalStates:
         return self._now.get(site, self._by_site.get(site, self._initial))
 
     def load(self, site: str, state: State) -> None:
-        """Take a site's own part back."""
+        """Take a site's own part back.
+
+        Raises:
+            ConfigError: They are those of another model.
+        """
         if set(state) != set(self._initial):
             raise ConfigError(f"site {site}: its own parameters are those of another model")
         self._now[site] = {name: state[name] for name in self._initial}
         self._before.pop(site, None)
 
     def whole(self, state: State, site: str | None) -> State:
-        """A whole model: ``state`` as it is, or completed by the site's own part (for nobody: the first one)."""
+        """A whole model: ``state`` as it is, or completed by the site's own part (for nobody: the first one).
+
+        Raises:
+            ConfigError: Other tensors than this model's.
+        """
         if not self._names or len(state) == len(self._order):
             return state
         own = self._initial if site is None else self.of(site)

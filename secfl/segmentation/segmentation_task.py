@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from secfl.config import DpMode, Engine, RunConfig, TrainingConfig
 from secfl.errors import ConfigError
 from secfl.randomness import ExperimentSeed
-from secfl.segmentation.data.cases import Case, Dataset, Truth
+from secfl.segmentation.data.cases import Case, Dataset, Truth, by_patient
 from secfl.segmentation.data.loading import load_dataset, reading_of
 from secfl.segmentation.data.public import split_public
 from secfl.segmentation.digests import code_digest, settings_bytes
@@ -236,10 +236,18 @@ class SegmentationTask:
 
     def public_score(self, state: State) -> float | None:
         """Mean Dice on the public images; ``None`` where there are none."""
-        return self._measure(self._public, self._whole(state, None), None).dice if self._public else None
+        return (
+            self._measure(self._public, self._personal.whole(state, None), None).dice
+            if self._public
+            else None
+        )
 
     def train_reference(self, sites: Sequence[str], *, rounds: int) -> State:
-        """A model trained without federation on the given sites' pooled training images, in one go."""
+        """A model trained without federation on the given sites' pooled training images, in one go.
+
+        Raises:
+            ConfigError: The sites' classes differ.
+        """
         if len({self._dataset.names_at(site) for site in sites}) > 1:
             raise ConfigError(
                 "references: no one model has the classes of several sites; expected sites with the same classes"
@@ -268,7 +276,7 @@ class SegmentationTask:
         changes: dict[str, Any] = {"stages": (1,)} if learned is Learned.HEAD else {}
         if learning_rate is not None:
             changes["learning_rate"] = learning_rate
-        whole = self._whole(state, site)
+        whole = self._personal.whole(state, site)
         return self._alone(
             [site], whole, epochs=epochs, changes=changes, label=f"adapt/{learned.value}/{site}"
         )
@@ -285,7 +293,7 @@ class SegmentationTask:
 
     def patients(self, site: str) -> int:
         """Training patients of a site."""
-        return len(self._patients(site))
+        return len(by_patient(self._dataset.sites[site].train))
 
     def patient_gradients(
         self, site: str, state: State, chosen: NDArray[np.intp]
@@ -294,7 +302,7 @@ class SegmentationTask:
         from secfl.segmentation.patient_gradients import PatientGradients
         from secfl.segmentation.training import deterministic, samples_of
 
-        groups = self._patients(site)
+        groups = by_patient(self._dataset.sites[site].train)
         with deterministic(self._config.threads):
             gradients = PatientGradients(
                 self._models.loaded(state),
@@ -312,25 +320,14 @@ class SegmentationTask:
         image = (self._dataset.channels, *sides)
         return fastest_method(self._models.fresh(), image=image, classes=self._dataset.classes)
 
-    def _patients(self, site: str) -> list[list[Case]]:
-        """Training cases by patient, patients in the order of their names."""
-        groups: dict[str, list[Case]] = {}
-        for case in self._dataset.sites[site].train:
-            groups.setdefault(case.patient, []).append(case)
-        return [groups[name] for name in sorted(groups)]
-
     def evaluate(self, site: str, state: State) -> SiteMetrics:
         """Metrics of a model, with the site's own parameters, on its test images, inside the field of view."""
-        return self._measure(self._dataset.sites[site].test, self._whole(state, site), site)
+        return self._measure(self._dataset.sites[site].test, self._personal.whole(state, site), site)
 
     def training_dice(self, site: str, state: State) -> float:
         """Mean Dice on those of the site's own training images that show something, 0..1; 0 where none does."""
         cases = [case for case in self._dataset.sites[site].train if case.labels.any()]
-        return self._measure(cases, self._whole(state, site), site).dice if cases else 0.0
-
-    def _whole(self, state: State, site: str | None) -> State:
-        """A model with nothing missing: a whole one as it is, a shared one with the site's own parameters."""
-        return self._personal.whole(state, site)
+        return self._measure(cases, self._personal.whole(state, site), site).dice if cases else 0.0
 
     def _measure(self, cases: Sequence[Case], state: State, site: str | None) -> SiteMetrics:
         from secfl.segmentation.metrics import measure
@@ -350,7 +347,7 @@ class SegmentationTask:
         return [
             Preview(site=site, case=case.name, pixels=side_by_side(case, prediction))
             for case, prediction in zip(
-                cases, self._predict(cases, self._whole(state, site), site), strict=True
+                cases, self._predict(cases, self._personal.whole(state, site), site), strict=True
             )
         ]
 

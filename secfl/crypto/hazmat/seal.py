@@ -86,6 +86,9 @@ class Ring:
 
         Args:
             coefficients: int64, shape ``(N,)``, not all zero modulo q; reduced modulo q here.
+
+        Raises:
+            LocalProtocolError: Not one int64 coefficient per power, or the zero polynomial.
         """
         if coefficients.shape != (DEGREE,) or coefficients.dtype != np.int64:
             raise LocalProtocolError(f"ring: expected {DEGREE} int64 coefficients")

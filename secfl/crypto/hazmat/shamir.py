@@ -39,6 +39,9 @@ def split(secret: bytes, *, threshold: int, points: Sequence[int], coefficients:
 
     Returns:
         Point -> share, each as long as the secret.
+
+    Raises:
+        ValueError: A threshold that the number of points does not allow, or coefficients of another size.
     """
     _check_points(points)
     if not 1 <= threshold <= len(points):
@@ -59,6 +62,9 @@ def combine(shares: Sequence[tuple[int, bytes]]) -> bytes:
 
     More shares than the threshold are allowed and must lie on the same polynomial to give the secret.
     Concatenated shares of several secrets, held at the same points, give the concatenated secrets.
+
+    Raises:
+        ValueError: The shares differ in length.
     """
     points = [point for point, _ in shares]
     _check_points(points)

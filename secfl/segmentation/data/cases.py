@@ -6,7 +6,7 @@ shape ``(*spatial)``, ``valid`` (the field of view) boolean of the same shape or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from secfl.errors import DataError
 
-__all__ = ["Case", "Dataset", "SiteData", "Truth"]
+__all__ = ["Case", "Dataset", "SiteData", "Truth", "by_patient"]
 
 
 class Truth(StrEnum):
@@ -103,3 +103,11 @@ class Dataset:
     def classes_are_common(self) -> bool:
         """Whether all sites have the same classes."""
         return all(self.names_at(site) == self.class_names for site in self.sites)
+
+
+def by_patient(cases: Sequence[Case]) -> list[list[Case]]:
+    """Cases grouped by patient, patients in the order of their names."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        groups.setdefault(case.patient, []).append(case)
+    return [groups[name] for name in sorted(groups)]

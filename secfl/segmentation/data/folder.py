@@ -249,7 +249,11 @@ class SiteFiles:
         )
 
     def stored(self, stem: str, labels: LabelMap) -> tuple[Scan, NDArray[np.uint8], NDArray[np.bool_] | None]:
-        """Image, classes and field of view on the stored grid."""
+        """Image, classes and field of view on the stored grid.
+
+        Raises:
+            DataError: A file that cannot be used, or an empty field of view.
+        """
         scan = read_scan(self.images[stem])
         if self.masks:
             classes = read_labels(self.masks[stem], scan, labels)

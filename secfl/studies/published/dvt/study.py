@@ -50,7 +50,11 @@ class DvtStudy:
         return [[*asked, *compared]]
 
     def expected_seconds(self, request: Request, job: Job) -> float:
-        """From what each phase took."""
+        """From what each phase took.
+
+        Raises:
+            ValueError: The job is none of this study.
+        """
         size = SIZES[request.preset]
         for phase in phases_of(request):
             for seed in request.seeds:

@@ -29,7 +29,11 @@ class UniversalStudy:
     libraries = ("torch", "monai", "numpy", "scipy")
 
     def stages(self, request: Request, runs: Path) -> Sequence[Sequence[Job]]:
-        """Per seed: the server's pre-training; then no federation, one of all clients, and one without each."""
+        """Per seed: the server's pre-training; then no federation, one of all clients, and one without each.
+
+        Raises:
+            ConfigError: ``plain`` was asked for: this study averages securely.
+        """
         tasks, size = tasks_of(request), size_of(request)
         if request.scheme is Scheme.PLAIN:
             raise ConfigError("--secure-agg plain: this study averages securely; expected masking or ckks")
