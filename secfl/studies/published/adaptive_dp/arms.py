@@ -137,7 +137,7 @@ PROXY_RULES = (
     Rule(name="proxy-clip", text="fixed clip: median norm on a public phantom while it is learned"),
     Rule(
         name="proxy-layers",
-        text="one fixed clip for each part of the network, by medians on a public phantom",
+        text="one fixed clip for each layer, by medians on a public phantom",
     ),
 )
 """Their clips come from a public job."""

@@ -50,7 +50,7 @@ def _absent(run: Path) -> dict[str, float]:
 def measure_public_norms(
     settings: Mapping[str, Any], steps: int, batch: int, step_size: float, result: Path
 ) -> None:
-    """Norms of patients' gradients on a public phantom while a model learns it, whole and by part of the network.
+    """Norms of patients' gradients on a public phantom while a model learns it, whole and by layer.
 
     Nobody is shown, so nothing is hidden: patients come from the public seed, without noise and without a clip.
 
@@ -59,7 +59,7 @@ def measure_public_norms(
         steps: Of the server's Adam.
         batch: Patients in each.
         step_size: Of that Adam.
-        result: Gets ``norm``, the median over all steps, and ``parts``, the same for each part.
+        result: Gets ``norm``, the median over all steps, and ``parts``, the same for each layer.
     """
     from secfl.federation.server_optimizer import Adam
     from secfl.federation.state import apply_update
@@ -76,7 +76,7 @@ def measure_public_norms(
     parts: dict[str, list[int]] = {}
     place = 0
     for name, tensor in state.items():
-        parts.setdefault(name.partition(".")[0], []).extend(range(place, place + tensor.size))
+        parts.setdefault(name.rpartition(".")[0], []).extend(range(place, place + tensor.size))
         place += tensor.size
     whole: list[float] = []
     by_part: dict[str, list[float]] = {name: [] for name in parts}
@@ -105,7 +105,7 @@ def _median(norms: list[float]) -> float:
 def run_with_public_clip(
     name: str, settings: Mapping[str, Any], public: Path, clips: str, runs: Path
 ) -> None:
-    """An ordinary run whose clip, or clips of the network's parts, come from `measure_public_norms`.
+    """An ordinary run whose clip, or clips of the network's layers, come from `measure_public_norms`.
 
     Args:
         name: Of the run.
