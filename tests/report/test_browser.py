@@ -157,6 +157,19 @@ class TestReport:
         assert paper == (255, 255, 255)
 
 
+def test_printed_from_a_dark_screen_the_plots_are_dark_on_white(browser, page):
+    media(browser, "dark")
+    opened(browser, page)
+    ink = "return Bokeh.documents[0].get_model_by_name(THEMED[0]).axis_label_text_color"
+    on_screen = browser.execute_script(ink)
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+    (paper, printed) = colours(browser, ("--paper", "--ink"))
+    assert browser.execute_script(ink) != on_screen
+    assert contrast(printed, paper) > 10
+    assert browser.execute_script(ink) == "#000"
+
+
 @pytest.mark.parametrize("name", ["dvt", "universal", "adaptive-dp", "dp-curve", "unlike models"])
 class TestOtherPages:
     """The pages of studies, from the files that the project ships, and of a run of unlike models."""
