@@ -64,6 +64,14 @@ def test_flower_knows_every_option(units, name):
     assert all(re.search(rf"{option}\b", done.stdout) for option in options)
 
 
+def test_the_link_listens_to_more_than_its_own_host(project, units):
+    """Without ``--host`` it listens on loopback, and no site of another host could ever connect."""
+    for path in (units / "secfl-link.service", project / "docs" / "deploy-flower.md"):
+        text = path.read_text(encoding="utf-8")
+        (command,) = re.findall(r"flower-superlink --ssl-ca-certfile(?:\\\n|[^\n])*", text)
+        assert "--host 0.0.0.0 --port 8000" in command
+
+
 def test_a_site_cannot_be_read_by_others(units):
     for name in UNITS:
         text = (units / name).read_text(encoding="utf-8")
