@@ -53,3 +53,18 @@ def test_no_color_means_no_escapes(arguments):
     )
     assert "\x1b[3" not in done.stdout
     assert "\x1b[9" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("secfl led", "ledger"), ("secfl ledger ver", "verify"), ("secfl simulate --dropo", "--dropout")],
+)
+def test_the_shell_is_told_how_a_word_goes_on(typed, offered):
+    """What the script of ``secfl --show-completion`` asks when Tab is pressed; rare options are found too."""
+    asked = {"_SECFL_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    code = "import sys; sys.argv = ['secfl']; from secfl.cli.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == [offered]
+    assert done.stderr == ""
