@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from secfl.audit.findings import Finding
     from secfl.audit.release import ReleaseAudit
     from secfl.audit.verdicts import Verdict
+    from secfl.guarantees import Adversary
 
 __all__ = [
     "FAILED",
@@ -30,11 +31,9 @@ FAILED = 5
 
 def print_canaries(found: CanaryAudit) -> None:
     """Each view's promise beside both figures, what an honest run shows, and the verdict."""
-    from secfl.audit.release import describe
-
     rows = [
         (
-            describe(view.adversary),
+            _short(view.adversary),
             "none" if view.epsilon is None else f"{view.epsilon:.2f}",
             f"{view.measured.gdp:.2f}",
             f"{view.expected.gdp:.2f} ± {view.expected.gdp_spread:.2f}",
@@ -57,7 +56,7 @@ def print_releases(found: Sequence[ReleaseAudit], *, verdict: Verdict) -> None:
     """Each view's claim for one release beside the bound and the estimate."""
     rows = [
         (
-            one.name.replace("aggregator_colluders", "aggregator"),
+            _short(one.adversary),
             f"{one.audit.claimed_epsilon:.3f}",
             f"{one.audit.epsilon_lower:.3f}",
             f"{one.audit.epsilon_reachable:.2f}",
@@ -98,9 +97,22 @@ def print_findings(found: Sequence[Finding], *, what: str, as_json: bool) -> Non
         ]
         print_table(("test", "verdict", "p", "statistic"), rows)
         level = sum(one.level for one in found)
-        typer.echo(f"{what}: {verdict.value} (false-alarm rate of all tests together below {level:.1e})")
+        rate = (
+            f"false-alarm rate of all tests together below {level:.1e}" if level else "facts, no false alarms"
+        )
+        typer.echo(f"{what}: {verdict.value} ({rate})")
     if any(one.flagged for one in found):
         raise typer.Exit(FAILED)
+
+
+def _short(adversary: Adversary) -> str:
+    """An adversary in a cell; ``+2`` are colluding clients."""
+    from secfl.guarantees import View
+
+    if adversary.view is View.CRYPTO_BROKEN:
+        return "broken cryptography"
+    more = f" +{adversary.colluders}" if adversary.colluders else ""
+    return f"{adversary.behaviour.value} aggregator{more}"
 
 
 def p_value(value: float | None) -> str:

@@ -49,7 +49,7 @@ def _read(path: Path) -> AuditResult:
         version = document.get("format_version", _FORMAT_VERSION)
         if version > _FORMAT_VERSION:
             raise DataError(f"{path}: format_version {version} is newer than this secfl reads; upgrade secfl")
-        verdict = str(document["verdict"]) if "verdict" in document else _suite(document)
+        verdict = str(document["verdict"]) if "verdict" in document else _word(document)
         return AuditResult(
             what=str(document.get("what", path.stem)),
             verdict=verdict,
@@ -61,7 +61,14 @@ def _read(path: Path) -> AuditResult:
         raise DataError(f"{path}: damaged; {expected}") from None
 
 
-def _suite(document: Mapping[str, Any]) -> str:
+def _word(document: Mapping[str, Any]) -> str:
+    """What stands for a verdict where an audit has none: a suite's outcome, a membership attack's figures."""
+    if "true_positive_rate" in document:
+        low, high = document["interval"]
+        return (
+            f"members found {document['true_positive_rate']:.1%} ({low:.1%} to {high:.1%}) at "
+            f"{document['false_positive_rate']:.0%} false alarms"
+        )
     return "PASSED" if document["passed"] else "FAILED"
 
 

@@ -7,8 +7,10 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from secfl.audit.membership import membership_attack
 from secfl.cli.main import main
 from secfl.errors import ConfigError, DataError
 from secfl.ledger.verify import verify_file
@@ -114,6 +116,13 @@ class TestWhatItSays:
         facts = read_run(private_run, audits=[found])
         assert any(line.tone is Tone.BAD and "REFUTED" in line.text for line in verdict_lines(facts))
         assert "chi-square 99" in Page(run_page(facts)).words
+
+    def test_a_membership_attack_is_shown_by_its_figures(self, private_run, tmp_path):
+        found = tmp_path / "membership.json"
+        losses = np.linspace(0.0, 1.0, 400)
+        found.write_text(json.dumps({"format_version": 1, **membership_attack(losses, losses).to_dict()}))
+        facts = read_run(private_run, audits=[found])
+        assert "members found 1.0% (0.3% to 2.5%) at 1% false alarms" in Page(run_page(facts)).words
 
 
 class TestADamagedLedger:
