@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from secfl.config import DpMode, load_config
+
 
 @pytest.fixture
 def example(project, monkeypatch):
@@ -47,3 +49,10 @@ def test_opacus_without_its_clip_is_refuted_and_opacus_is_not(example, capsys, m
     found = verdicts(capsys.readouterr().out)
     assert found["without its clip"] == "REFUTED"
     assert found["Opacus"] != "REFUTED"
+
+
+@pytest.mark.parametrize("name", ["audit_unet", "audit_membership"])
+def test_configurations_are_read_as_they_stand(project, name):
+    config = load_config(project / "examples" / f"{name}.toml", {})
+    assert config.model.name == "unet"
+    assert (config.privacy.mode is DpMode.PATIENT) is (name == "audit_unet")
