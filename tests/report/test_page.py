@@ -144,6 +144,14 @@ class TestADamagedLedger:
 class TestCohorts:
     """In a federation of unlike models each averaged family has a ledger of its own."""
 
+    def test_rows_name_the_family_of_every_site_and_its_cohort(self, unlike_run):
+        words = Page(run_page(read_run(unlike_run))).words
+        assert "global student" in words
+        for site, family in (("clinic-1", "cnn"), ("clinic-4", "unet")):
+            assert f"{site}'s model ({family}) in the federation" in words
+            assert f"{site} ({family}) alone" in words
+        assert "The ledger of the sites that average cnn verifies and is closed" in words
+
     def test_each_ledger_is_verified_and_named(self, copy):
         cohort = copy / "cohorts" / "cnn"
         cohort.mkdir(parents=True)
