@@ -51,8 +51,7 @@ def test_opacus_without_its_clip_is_refuted_and_opacus_is_not(example, capsys, m
     assert found["Opacus"] != "REFUTED"
 
 
-@pytest.mark.parametrize("name", ["audit_unet", "audit_membership"])
-def test_configurations_are_read_as_they_stand(project, name):
-    config = load_config(project / "examples" / f"{name}.toml", {})
+def test_the_canary_run_of_a_unet_is_read_as_it_stands(project):
+    config = load_config(project / "examples" / "audit_unet.toml", {})
     assert config.model.name == "unet"
-    assert (config.privacy.mode is DpMode.PATIENT) is (name == "audit_unet")
+    assert config.privacy.mode is DpMode.PATIENT
