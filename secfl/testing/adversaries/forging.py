@@ -119,7 +119,7 @@ def reseal(cast: Cast, envelope: Envelope, repair: Repair, *, present: Sequence[
         return envelope
     payload = bytearray(envelope.payload)
     if repair is Repair.BINDINGS:
-        # Damage may have given it the type of another scheme, for which the cohort is too small.
+        # Damage may have given it the type of another scheme, for which a round like this has no shape.
         with suppress(ConfigError):
             _Bindings(cast, envelope, tuple(present) or cast.cohort).repair(kind, payload)
     for one in _statements(cast, envelope, kind):
@@ -218,7 +218,9 @@ class _Bindings:
             case MessageType.SHARES:
                 self._shares(payload)
             case MessageType.MASKED_INPUT:
-                self._masked_input(payload)
+                masked = masked_round(self._cast)
+                canaries = {vector.name: masked.canaries(vector) for vector in masked.vectors}
+                self._input(payload, masked.vectors, canaries, header=InputHeader.SIZE)
             case MessageType.PLAIN_INPUT:
                 vectors = self._cast.spec.vectors
                 canaries = {vector.name: 0 for vector in vectors}
@@ -229,14 +231,6 @@ class _Bindings:
                 self._last_hash(payload, SharedSums.SIZE, SharedRound.sums_digest)
             case _:
                 return
-
-    def _masked_input(self, payload: bytearray) -> None:
-        try:
-            masked = masked_round(self._cast)
-        except ConfigError:
-            return  # the type is damage too: in a round without masks such a message has no shape
-        canaries = {vector.name: masked.canaries(vector) for vector in masked.vectors}
-        self._input(payload, masked.vectors, canaries, header=InputHeader.SIZE)
 
     def _shares(self, payload: bytearray) -> None:
         sender = self._cast.cohort.index(self._envelope.sender)
