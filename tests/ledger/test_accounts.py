@@ -14,6 +14,7 @@ from secfl.errors import (
     BudgetExhausted,
     ConfigError,
     LedgerCorrupted,
+    LocalProtocolError,
     PrivacyError,
     UnsupportedEvent,
 )
@@ -262,6 +263,13 @@ class TestAccount:
         path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
         with pytest.raises(LedgerCorrupted, match="cut off while it was in use"):
             ledger.reserve(release(workshop), workshop.guarantee())
+
+    def test_a_reservation_that_is_refused_is_not_charged(self, make_ledger, workshop, account):
+        ledger = with_account(make_ledger, workshop, account, "run.jsonl")
+        ledger.reserve(release(workshop), workshop.guarantee(), round_id=5)
+        with pytest.raises(LocalProtocolError, match="must increase"):
+            ledger.reserve(release(workshop), workshop.guarantee(), round_id=3)
+        assert account.reading().charges == 1
 
     def test_two_names_of_an_account_have_one_lock(self, make_ledger, workshop, account, tmp_path):
         alias = tmp_path / "alias"

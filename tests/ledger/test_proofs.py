@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from secfl.errors import ConfigError, LedgerCorrupted
 from secfl.ledger import PrivacyLedger
+from secfl.ledger.canonical import parse_line
 from secfl.ledger.checkpoints import read_checkpoint
+from secfl.ledger.entry import GENESIS, encode_entry
 from secfl.ledger.proofs import check_proof, prove_consistency, prove_inclusion, read_keys, read_proof
 from secfl.ledger.verify import load
 
@@ -137,6 +139,24 @@ def test_other_files_are_refused(tmp_path, content):
     for reader in (read_checkpoint, read_proof, read_keys):
         with pytest.raises(ConfigError, match="No such file"):
             reader(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("kind", ["x", None, ["inclusion"]])
+def test_a_proof_of_another_kind_is_refused_by_name(kind):
+    with pytest.raises(ConfigError, match="kind inclusion or consistency is expected"):
+        check_proof({"format_version": 1, "kind": kind}, directory=None, kept=None)
+
+
+def test_an_entry_that_no_reader_would_take_is_not_proved(workshop):
+    """It is under the root that its writer made; a reader of the whole file would refuse it."""
+    line, digest = encode_entry(
+        index=0, kind="open", body={"delta": 1e-9}, time="2026-01-02T03:04:05Z", previous=GENESIS
+    )
+    checkpoint = {"kind": "checkpoint", "run_id": "00" * 16, "time": "2026-01-02T03:04:05Z", "size": 1}
+    checkpoint |= {"root": digest.hex(), "signers": [], "signatures": {}}
+    proof = {"format_version": 1, "kind": "inclusion", "entry": parse_line(line), "index": 0, "path": []}
+    with pytest.raises(LedgerCorrupted, match=r"proof: entry\.body"):
+        check_proof(proof | {"checkpoint": checkpoint}, directory=None, kept=None)
 
 
 def test_key_files_with_other_content_are_refused(tmp_path):
