@@ -27,6 +27,7 @@ from secfl.guarantees import Adversary, View
 
 __all__ = [
     "LEVEL",
+    "VARIANCE_TESTS",
     "Book",
     "CanaryAudit",
     "CanaryView",
@@ -39,6 +40,8 @@ __all__ = [
 
 LEVEL: Final = 0.05
 """Of the one-run bounds of all views together."""
+
+VARIANCE_TESTS: Final = ("noise of the worst step", "noise of all steps")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +285,7 @@ class Book:
         worst = min(self.noise_steps, key=lambda one: 0.0 if one.p_value is None else one.p_value)
         corrected = min(1.0, (worst.p_value or 0.0) * len(self.noise_steps))
         each = Finding(
-            name="noise of the worst step",
+            name=VARIANCE_TESTS[0],
             flagged=corrected < REFUTED_LEVEL,
             statistic=worst.statistic,
             level=REFUTED_LEVEL,
@@ -294,7 +297,7 @@ class Book:
         total = math.fsum(square for _, square in self.squares) / sigma**2
         p_value = float(chi2.cdf(total, draws))
         whole = Finding(
-            name="noise of all steps",
+            name=VARIANCE_TESTS[1],
             flagged=p_value < REFUTED_LEVEL,
             statistic=f"σ measured/promised = {math.sqrt(total / draws):.4f} in {draws} draws",
             level=REFUTED_LEVEL,

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from secfl.audit.canary_book import Book, CanaryAudit
 from secfl.audit.canary_record import write_audit
 from secfl.audit.canary_world import offer_of, prepare, watched_sites
 from secfl.config import RunConfig
 from secfl.crypto.identity import Directory, Identity
-from secfl.federation import evaluation
 from secfl.federation.accounts import RunAccounts
 from secfl.federation.client import SiteClient
 from secfl.federation.coordinator import run_round
@@ -31,6 +30,11 @@ from secfl.randomness import SystemRng
 from secfl.segmentation.task import PatientTask
 
 __all__ = ["audit_run"]
+
+_RECORD: Final = (
+    "canary audit: scores.json and audit.json come from the noise itself; whoever has them and the opened sums learns "
+    "sums of the patients' gradients along the canaries' directions nearly without noise"
+)
 
 
 class _Opened:
@@ -95,7 +99,7 @@ def audit_run(
         world.terms,
         members=Members.simulated(identities),
         threshold=threshold,
-        unprotected=evaluation.shown(config, task),
+        unprotected=[_RECORD],
     )
     sites = watched_sites(world, secret=SystemRng())
     clients = [

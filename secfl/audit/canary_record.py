@@ -21,6 +21,7 @@ from secfl._version import __version__
 from secfl.audit.canaries import CanaryPlan, task_digest
 from secfl.audit.canary_book import (
     LEVEL,
+    VARIANCE_TESTS,
     CanaryAudit,
     audited_views,
     judged,
@@ -29,7 +30,7 @@ from secfl.audit.canary_book import (
 )
 from secfl.audit.findings import Finding
 from secfl.audit.release import describe
-from secfl.audit.verdicts import Verdict, worst
+from secfl.audit.verdicts import REFUTED_LEVEL, Verdict, worst
 from secfl.dp.plan import PrivacyPlan
 from secfl.errors import DataError
 from secfl.federation.checkpoint import write_atomically
@@ -95,6 +96,7 @@ def verify_audit(run: Path) -> list[Finding]:
             (_adversary(row), row, _scores(scores, row["name"], plan.count)) for row in document["views"]
         ]
         stated = document["commitment"]
+        expected = audited_views(PrivacyPlan.from_dict(dict(header.plan or {})))
         found = [
             _mismatches(
                 plan,
@@ -102,24 +104,22 @@ def verify_audit(run: Path) -> list[Finding]:
                 seen,
                 view,
                 sites=len(header.cohort),
-                share=LEVEL / len(views),
+                share=LEVEL / len(expected),
                 delta=header.delta or 0.0,
             )
             for view, row, seen in views
+            if view in expected  # others are found below
         ]
         others = [
             row["name"]
             for view, row, _ in views
             if not _same(row["epsilon"], promised.get((view.view, view.behaviour, view.colluders)))
         ]
-        judged_views = {view for view, _, _ in views}
-        others += [
-            f"{describe(view)} is missing"
-            for view in audited_views(PrivacyPlan.from_dict(dict(header.plan or {})))
-            if view not in judged_views
-        ]
+        others += _other_views([view for view, _, _ in views], expected)
+        found.append(_variance_mismatches(document["variance"]))
         words = [*(row["verdict"] for _, row, _ in views), *(row["verdict"] for row in document["variance"])]
-        if document["verdict"] != worst([Verdict(word) for word in words]).value:
+        verdict = worst([Verdict(word) for word in words])
+        if document["verdict"] != verdict.value:
             found.append(["the verdict of the whole"])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise DataError(f"{run / 'audit.json'}: damaged; expected what secfl audit run writes") from None
@@ -141,9 +141,14 @@ def verify_audit(run: Path) -> list[Finding]:
             statistic=_count(wrong, len(views), "views differ"),
         ),
         Finding(
-            name="no view is missing, and every ε is the ledger's",
+            name="every view is there once, and every ε is the ledger's",
             flagged=bool(others) or not views,
             statistic=_count(others, len(views), "views differ"),
+        ),
+        Finding(
+            name="the verdict, repeated, refutes nothing",
+            flagged=verdict is Verdict.REFUTED,
+            statistic=verdict.value,
         ),
     ]
 
@@ -183,6 +188,28 @@ def _mismatches(
     stated, repeated = row["measured"], measured.to_dict()
     equal = all(_same(stated[key], value) for key, value in repeated.items())
     return [] if equal and row["verdict"] == judged(measured, row["epsilon"]).value else [str(row["name"])]
+
+
+def _other_views(judged_views: Sequence[Adversary], expected: Sequence[Adversary]) -> list[str]:
+    """Views that are missing, there twice, or none of a run without drop-outs: more rows would thin out the level."""
+    return [
+        *(f"{describe(view)} is missing" for view in expected if view not in judged_views),
+        *(f"{describe(view)} is there twice" for view in expected if judged_views.count(view) > 1),
+        *(f"{describe(view)} is not one of the plan's" for view in judged_views if view not in expected),
+    ]
+
+
+def _variance_mismatches(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Variance tests that are missing, or whose word does not follow from their p-value at the usual level."""
+    if tuple(row["name"] for row in rows) != VARIANCE_TESTS:
+        return ["the variance tests"]
+    return [
+        str(row["name"])
+        for row in rows
+        if row["level"] != REFUTED_LEVEL
+        or row["verdict"]
+        != (Verdict.REFUTED if row["p_value"] < REFUTED_LEVEL else Verdict.NOT_REFUTED).value
+    ]
 
 
 def _same(one: float | None, other: float | None) -> bool:

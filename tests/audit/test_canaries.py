@@ -230,7 +230,7 @@ class TestRecord:
         return Path(shutil.copytree(finished[1], tmp_path / "run"))
 
     def test_everything_is_repeated_from_the_directory(self, run):
-        assert [one.flagged for one in verify_audit(run)] == [False] * 4
+        assert [one.flagged for one in verify_audit(run)] == [False] * 5
 
     def test_scores_that_do_not_give_the_figures_are_found(self, run):
         scores = json.loads((run / "scores.json").read_text())["scores"]
@@ -265,6 +265,29 @@ class TestRecord:
         change(run / "audit.json", views=views)
         assert verify_audit(run)[FIGURES].flagged
         change(run / "audit.json", views=read_audit(run)["views"], verdict="REFUTED")
+        assert verify_audit(run)[FIGURES].flagged
+
+    def test_views_that_were_added_to_thin_out_the_level_are_found(self, run):
+        # The level of the one-run bound is split over the views: with enough rows nothing would be refuted.
+        views = read_audit(run)["views"]
+        change(run / "audit.json", views=views + views[:1])
+        found = verify_audit(run)
+        assert "aggregator, curious is there twice" in found[PROMISES].statistic
+        assert found[PROMISES].flagged
+        scores = json.loads((run / "scores.json").read_text())["scores"]
+        odd = views[0] | {"name": "a friend", "colluders": 9, "epsilon": None, "verdict": "NOT REFUTED"}
+        change(run / "scores.json", scores=scores | {"a friend": scores[views[0]["name"]]})
+        change(run / "audit.json", views=[*views, odd])
+        found = verify_audit(run)
+        assert found[PROMISES].flagged
+        assert "not one of the plan's" in found[PROMISES].statistic
+
+    def test_a_variance_test_that_was_left_out_or_reworded_is_found(self, run):
+        rows = read_audit(run)["variance"]
+        for odd in ([], rows[:1], [rows[0], rows[0]], [rows[0], rows[1] | {"p_value": 1e-9}]):
+            change(run / "audit.json", variance=odd)
+            assert verify_audit(run)[FIGURES].flagged
+        change(run / "audit.json", variance=[rows[0], rows[1] | {"p_value": 1e-9, "level": 1e-12}])
         assert verify_audit(run)[FIGURES].flagged
 
     @pytest.mark.parametrize(
@@ -312,6 +335,29 @@ def test_thin_noise_in_a_whole_run_is_refuted_though_the_ledger_says_otherwise(t
         shortfall=1.5,
     )
     assert found.verdict is Verdict.REFUTED
+    # Repeated, it stays refuted; the word cannot be lost by losing the test that found it.
+    run = tmp_path / "run"
+    assert [one.flagged for one in verify_audit(run)] == [False, False, False, False, True]
+    assert main(["audit", "verify", str(run)]) == 5
+    softer = min((row["verdict"] for row in read_audit(run)["views"]), key=list(Verdict).index)
+    change(run / "audit.json", variance=[], verdict=softer)
+    assert main(["audit", "verify", str(run)]) == 5
+
+
+def test_an_audited_run_declares_what_its_record_shows(tmp_path):
+    audit_run(
+        config(steps=2),
+        LinearTask(features=199, examples=10),
+        out=tmp_path / "run",
+        canaries=40,
+        threshold=3,
+        guesses=10,
+    )
+    ledger = read_ledger((tmp_path / "run" / "ledger.jsonl").read_bytes()).state
+    # It evaluates nothing and draws no previews, but whoever has sums and scores has the noise of the canaries.
+    assert len(ledger.header.unprotected) == 1
+    assert "scores.json" in ledger.header.unprotected[0]
+    assert "without noise" in ledger.header.unprotected[0]
 
 
 @pytest.mark.parametrize("content", [None, "[]", "{", json.dumps({"format_version": 99})])
