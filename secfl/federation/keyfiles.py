@@ -37,6 +37,8 @@ PASSPHRASE_VARIABLE: Final = "SECFL_PASSPHRASE_FILE"  # noqa: S105 - names a fil
 _PASSPHRASE_BYTES: Final = 1024
 _MOST_BYTES: Final = 1 << 20
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_EVERYBODY: Final = stat.S_IRWXO | stat.S_IWGRP
+"""Of a passphrase. Its group may read it: systemd hands out credentials by an access list, which looks like that."""
 
 
 def write_identity(path: Path, identity: Identity, *, passphrase: bytes | None) -> None:
@@ -95,15 +97,20 @@ def read_passphrase(file: Path | None) -> bytes | None:
     """The first line of a file that holds a key's passphrase; ``None`` for no file.
 
     Raises:
-        ConfigError: It cannot be read, or its first line is empty.
+        ConfigError: It cannot be read, its first line is empty, or everybody on this host may read it.
     """
     if file is None:
         return None
     try:
         with file.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
             line = stream.readline(_PASSPHRASE_BYTES).rstrip(b"\r\n")
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    if os.name == "posix" and stat.S_ISREG(mode) and mode & _EVERYBODY:
+        raise ConfigError(
+            f"{file}: others may read or change it (mode {mode & 0o777:04o}); expected 0600: chmod 600 {file}"
+        )
     if not line:
         raise ConfigError(f"{file}: expected a passphrase in the first line")
     return line

@@ -27,6 +27,7 @@ def members(tmp_path, secfl):
     """Three keys, one under a passphrase; gives what else commands need for each."""
     phrase = tmp_path / "phrase"
     phrase.write_text("correct horse\n", encoding="utf-8")
+    phrase.chmod(0o600)
     more = {name: ("--passphrase-file", phrase) if name == "west" else () for name in NAMES}
     for name in NAMES:
         code, out, _ = secfl("keys", "new", name, "--out", tmp_path, *more[name])

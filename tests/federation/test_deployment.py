@@ -390,6 +390,7 @@ class TestCoordinatorsKey:
         with pytest.raises(ConfigError, match="phrase: cannot be read"):
             one.open(NAMES[0])
         phrase.write_text("correct horse\nand whatever\n", encoding="utf-8")
+        phrase.chmod(0o600)
         assert one.run()["dropouts"]["total"] == 0
 
 

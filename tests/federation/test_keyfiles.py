@@ -9,7 +9,7 @@ import pytest
 
 from secfl.crypto.identity import Identity
 from secfl.errors import ConfigError
-from secfl.federation.keyfiles import read_identity, write_identity
+from secfl.federation.keyfiles import read_identity, read_passphrase, write_identity
 from secfl.federation.manifest import PublicEntry
 from secfl.randomness import InsecureSeededRng
 
@@ -61,6 +61,17 @@ class TestKeys:
         write_identity(path, identity(), passphrase=written)
         with pytest.raises(ConfigError, match=expected):
             read_identity(path, "a", passphrase=read)
+
+    def test_a_passphrase_that_everybody_can_read_is_refused(self, tmp_path):
+        path = tmp_path / "phrase"
+        path.write_bytes(b"correct horse\n")
+        for mode in (0o604, 0o602, 0o660):
+            path.chmod(mode)
+            with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod 600"):
+                read_passphrase(path)
+        for mode in (0o400, 0o440, 0o600):
+            path.chmod(mode)
+            assert read_passphrase(path) == b"correct horse"
 
     @pytest.mark.parametrize("content", [b"", b"not a key", b"x" * (1 << 21)])
     def test_what_is_no_key(self, tmp_path, content):
