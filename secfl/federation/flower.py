@@ -111,8 +111,9 @@ def find_sites(grid: Grid, names: Sequence[ClientId], *, seconds: float) -> dict
         for reply in grid.pull_messages(waiting) if waiting else ():
             node = reply.metadata.src_node_id
             asked[node] = ""
-            if not reply.has_error():
-                claims.setdefault(ClientId(str(reply.content[_RECORD]["site"])), set()).add(node)
+            site = _said(reply, "site")
+            if isinstance(site, str):
+                claims.setdefault(ClientId(site), set()).add(node)
         found = {name: min(claims[name]) for name in names if len(claims.get(name, ())) == 1}
         if len(found) == len(names) or time.monotonic() > end:
             return found
@@ -158,12 +159,18 @@ class FlowerExchange:
         if not messages:
             return
         for reply in self._grid.send_and_receive(messages, timeout=seconds):
-            if reply.has_error():
-                continue
-            content = reply.content[_RECORD]["reply"]
+            content = _said(reply, "reply")
             name = sites.get(reply.metadata.src_node_id)
             if name is not None and isinstance(content, bytes):
                 yield name, content
+
+
+def _said(reply: Message, field: str) -> object:
+    """What a node says in a field; ``None`` for an error and for anything else, since a node may run any program."""
+    if reply.has_error():
+        return None
+    record = reply.content.get(_RECORD)
+    return record.get(field) if isinstance(record, ConfigRecord) else None
 
 
 def simulated_sites(
