@@ -43,6 +43,8 @@ _HEAD: Final = len(_MAGIC) + 1
 _MOST_FIELDS: Final = 256
 _MOST_TEXT: Final = 4096
 _MOST_FIGURES: Final = 256
+_MOST_VALUE: Final = 1e9
+"""Of a peer's time or share: their sums stay finite, and a summary stays JSON."""
 _HASH: Final = 32
 _UNREADABLE: Final = (ValueError, TypeError, OverflowError, RecursionError, struct.error, ConfigError)
 """What Python raises for fields that are not what they should be."""
@@ -255,7 +257,7 @@ def _phase(data: bytes) -> str:
 
 def _seconds(data: bytes) -> float:
     value: float = struct.unpack("<d", data)[0]
-    return value if math.isfinite(value) and value >= 0 else 0.0
+    return value if 0 <= value <= _MOST_VALUE else 0.0
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -271,6 +273,6 @@ def _figures(data: bytes) -> dict[str, float]:
     if len(data) > _MOST_FIGURES:
         raise ValueError("figures too long")
     figures = {str(name): float(value) for name, value in _object(data).items()}
-    if not all(math.isfinite(value) for value in figures.values()):
-        raise ValueError("a figure is not finite")
+    if not all(0 <= value <= _MOST_VALUE for value in figures.values()):
+        raise ValueError("a figure is not a time or a share")
     return figures

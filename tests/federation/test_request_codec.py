@@ -135,19 +135,42 @@ def _co_sign(**changes: object) -> bytes:
         _co_sign(size=float("inf")),
         _co_sign(time="\ud800"),
         _co_sign(signers=["\udfff"]),
+        _co_sign(signers=[1]),
+        _co_sign(signers="abc"),
         _offer_that_announces(b"0x1p99999"),
     ],
-    ids=["deep list", "deep object", "negative", "too large", "infinite", "surrogate", "name", "overflow"],
+    ids=[
+        "deep list",
+        "deep object",
+        "negative",
+        "too large",
+        "infinite",
+        "surrogate",
+        "name",
+        "no name",
+        "word",
+        "overflow",
+    ],
 )
 def test_a_hostile_request_ends_in_blame(data):
     with pytest.raises(RemoteProtocolError, match="malformed"):
         decode_request(data, peer="p", most_bytes=MOST)
 
 
-@pytest.mark.parametrize("report", [b'{"a":null}', b'{"a":[]}', b'{"a":{}}', b"[" * 255])
+@pytest.mark.parametrize(
+    "report", [b'{"a":null}', b'{"a":[]}', b'{"a":{}}', b"[" * 255, b'{"a":1e308}', b'{"a":-1}']
+)
 def test_a_hostile_reply_ends_in_blame(report):
     with pytest.raises(RemoteProtocolError, match="malformed"):
         decode_reply(_raw(65, bytes(8), b"end", bytes(8), report), peer="p", most_bytes=MOST)
+
+
+def test_times_that_would_add_up_to_infinity_are_not_believed():
+    """Two of them would leave a summary that is no JSON."""
+    reply = decode_reply(
+        _raw(65, bytes(8), b"end", struct.pack("<d", 1e308), b"{}"), peer="p", most_bytes=MOST
+    )
+    assert reply.seconds == 0
 
 
 @settings(deadline=None, max_examples=300)
