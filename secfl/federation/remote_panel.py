@@ -88,6 +88,8 @@ class RemotePanel:
             except RemoteProtocolError as error:
                 found[name] = Refused(round_id=RoundId(0), reason=error.reason)
                 continue
+            if isinstance(reply, Refused | Failed | Declined) and reply.round_id:
+                continue  # late: it is about a round, and these questions are about none
             if isinstance(reply, wanted | Refused | Failed | Declined):
                 found[name] = reply
             if len(found) == len(requests):

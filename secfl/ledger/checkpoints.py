@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from secfl.crypto.identity import Directory, Identity
 from secfl.errors import ConfigError, LedgerCorrupted, RemoteProtocolError
-from secfl.ledger.canonical import canonical, parse_line
+from secfl.ledger.canonical import MAX_LINE_BYTES, canonical, parse_line
 from secfl.ledger.merkle import verify_consistency
 from secfl.ledger.storage import sync_folder
 from secfl.types import ClientId, join_fields
@@ -105,6 +105,9 @@ class Checkpoint:
         try:
             if value["kind"] not in _PURPOSE:
                 raise ConfigError(f"checkpoint: kind {value['kind']!r}, expected checkpoint or close")
+            signers = value["signers"]
+            if not isinstance(signers, list) or not all(isinstance(name, str) for name in signers):
+                raise ConfigError("checkpoint: signers, expected a list of names")
             return cls(
                 kind=value["kind"],
                 run_id=bytes.fromhex(value["run_id"]),
@@ -112,7 +115,7 @@ class Checkpoint:
                 root=bytes.fromhex(value["root"]),
                 time=str(value["time"]),
                 reason=str(value.get("reason", "")),
-                signers=tuple(ClientId(name) for name in value["signers"]),
+                signers=tuple(ClientId(name) for name in signers),
                 signatures={
                     ClientId(name): bytes.fromhex(text) for name, text in value["signatures"].items()
                 },
@@ -249,8 +252,11 @@ class Witness:
             signers=proposal.signers,
             signatures={self.name: signature},
         )
+        line = canonical(kept.to_json())
+        if len(line) > MAX_LINE_BYTES:
+            raise RemoteProtocolError("aggregator", "checkpoint larger than one that could be read again")
         if self._keep is not None:
-            _replace_file(self._keep, canonical(kept.to_json()) + b"\n")
+            _replace_file(self._keep, line + b"\n")
         self._last = kept
         return signature
 

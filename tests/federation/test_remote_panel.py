@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from secfl.errors import RemoteProtocolError
 from secfl.federation.request_codec import encode
-from secfl.federation.requests import Signature, WitnessAt
+from secfl.federation.requests import CoSign, Declined, Signature, WitnessAt
 from secfl.ledger.checkpoints import Checkpoint
+from secfl.types import RoundId
 
 _SPEC = importlib.util.spec_from_file_location("remote_stage", Path(__file__).with_name("remote_stage.py"))
 remote = sys.modules["remote_stage"] = importlib.util.module_from_spec(_SPEC)
@@ -91,3 +93,22 @@ def test_rubbish_is_no_answer_and_strangers_are_nobody(one):
     assert panel.sizes() == {"b": 2}
     with pytest.raises(RemoteProtocolError, match="a: does not sign the ledger: not a request or reply"):
         panel.co_sign(proposal(1), {})
+
+
+def test_a_late_answer_about_a_round_is_none_about_the_ledger(one):
+    late = ("a", encode(Declined(round_id=RoundId(7), reason="no budget")))
+    assert one.panel(Scripted(late, ("a", encode(WitnessAt(size=2))))).sizes() == {"a": 2}
+    panel = one.panel(Scripted(late, ("a", encode(Signature(value=bytes(64))))))
+    assert panel.co_sign(proposal(1, signers="a"), {}) == {"a": bytes(64)}
+
+
+def test_nothing_is_kept_that_could_not_be_read_again(one):
+    """A site that kept it would never start again."""
+    panel = one.panel(remote.DirectExchange(one))
+    longest = len(encode(CoSign(checkpoint=proposal(4), proof=())))
+    huge = dataclasses.replace(proposal(4), kind="close", reason="x" * ((1 << 20) - longest))
+    with pytest.raises(RemoteProtocolError, match=r"a: does not sign the ledger: .*larger"):
+        panel.co_sign(huge, {})
+    one.restart("a")
+    assert panel.sizes() == dict.fromkeys("abcd", 0)
+    assert sorted(panel.co_sign(proposal(4), {})) == list("abcd")
