@@ -9,12 +9,17 @@ from typing import Any
 from secfl.config import RunConfig
 from secfl.federation.checkpoint import Checkpoint, load, store
 from secfl.federation.rundir import RunDirectory
+from secfl.ledger.entry import KeyCustody
 from secfl.segmentation.task import DescribedTask, MeasuringTask, OwnClassesTask, SiteMetrics, State, Task
 
 __all__ = ["by_class", "by_site", "describe", "evaluate", "references", "shown", "write_previews"]
 
 _PREVIEWS_PER_SITE = 3
 _SMALLER_IS_BETTER = frozenset({"hd95"})
+_COMPARED = (
+    "the largest share of clipped coordinates and the error of the opened mean, every round "
+    "(evaluation_only, simulation)"
+)
 
 
 def evaluate(task: Task, state: State) -> dict[str, SiteMetrics]:
@@ -24,11 +29,20 @@ def evaluate(task: Task, state: State) -> dict[str, SiteMetrics]:
     return {site: task.evaluate(site, state) for site in task.sites}
 
 
-def shown(config: RunConfig, task: Task) -> list[str]:
-    """What evaluation will show of the test images without protection, one sentence each, for the ledger."""
+def shown(config: RunConfig, task: Task, custody: KeyCustody) -> list[str]:
+    """What will be shown of the sites' data without protection, one sentence each, for the ledger.
+
+    Args:
+        config: The run.
+        task: What is learned.
+        custody: Only where one process holds all keys are the sites' own updates there to be compared with.
+    """
+    sentences = [_COMPARED] if custody is KeyCustody.ONE_PROCESS else []
     if not _measures(task):
-        return []
-    sentences = ["per-site metrics on the test images (evaluation_only, simulation)"]
+        return sentences
+    sentences.append("per-site metrics on the test images (evaluation_only, simulation)")
+    if isinstance(task, DescribedTask):
+        sentences.append("how unlike the sites' training data are (evaluation_only, simulation)")
     if config.references:
         sentences.append("local and pooled reference models (evaluation_only, simulation)")
     if task.is_phantom or config.include_images:
@@ -80,12 +94,14 @@ def references(
     rounds: int,
     config_digest: str,
     progress: Callable[[str, int, int], None],
-) -> dict[str, Any]:
-    """Dice of every site's local model and of the pooled model, on every site.
+) -> dict[str, Any] | None:
+    """Dice of every site's local model and of the pooled model, on every site; ``None`` where nothing can be measured.
 
     Where sites have classes of their own, a local model is measured at its own site, and nothing is pooled. Each
     trained reference is kept as a checkpoint, so that an interrupted run does not train it again.
     """
+    if not _measures(task):
+        return None
     common = not isinstance(task, OwnClassesTask) or task.classes_are_common
     names = [*task.sites, "pooled"] if common else [*task.sites]
     dice: dict[str, dict[str, Any]] = {}

@@ -24,6 +24,7 @@ from secfl.federation.privacy import RunTerms
 from secfl.federation.repeated_sum import RepeatedSum
 from secfl.federation.rundir import RunDirectory
 from secfl.federation.state import count_parameters
+from secfl.ledger.entry import KeyCustody
 from secfl.segmentation.task import LocalResult, State
 from secfl.types import PROTOCOL_VERSION, client_id, join_fields
 
@@ -132,7 +133,7 @@ def open_sums(
     for name, plan in planned.items():
         chosen = [identities[client_id(site)] for site in plan.clients]
         place = run if name == CONSENSUS else RunDirectory(run.root / "cohorts" / name.replace(":", "-"))
-        unprotected = evaluation.shown(config, next(iter(tasks.values())).task)
+        unprotected = evaluation.shown(config, next(iter(tasks.values())).task, KeyCustody.ONE_PROCESS)
         if name == CONSENSUS:
             unprotected += [_UNPROTECTED_MAPS, *_declared_weights(config)]
         sums[name] = RepeatedSum(

@@ -323,6 +323,8 @@ class Simulation:
                 config_digest=digest,
                 progress=self.observer.phase,
             )
+            if found is None:
+                self._say("no references: masks are at the sites, this process reads none")
         if self.task.is_phantom or config.include_images:
             evaluation.write_previews(self.task, run, self.state)
         else:

@@ -139,7 +139,7 @@ def start(
         members=members,
         threshold=threshold,
         shared=shared,
-        unprotected=evaluation.shown(config, task),
+        unprotected=evaluation.shown(config, task, members.custody),
     )
     simulation = Simulation(
         config=config,

@@ -12,11 +12,12 @@ from PIL import Image
 
 from secfl.config import load_config
 from secfl.errors import DataError
-from secfl.federation import personal, simulation
+from secfl.federation import evaluation, personal, simulation
 from secfl.federation.checkpoint import load
 from secfl.federation.observer import SilentObserver
 from secfl.federation.personal import KeepingTrainer, load_kept
-from secfl.federation.rundir import read_summary
+from secfl.federation.rundir import RunDirectory, read_summary
+from secfl.ledger.entry import KeyCustody
 from secfl.ledger.verify import Status, verify_file
 from secfl.segmentation.segmentation_task import build_task
 from secfl.studies.published.universal import work
@@ -134,6 +135,33 @@ def test_a_coordinator_opens_images_alone_and_gets_the_same_model(data, tmp_path
         assert {name: value.tolist() for name, value in own.items()} == {
             name: value.tolist() for name, value in expected.items()
         }
+
+
+def test_references_are_neither_trained_nor_listed_where_no_masks_are_read(data, tmp_path):
+    config = load_config(None, tree(data, engine="multiprocess") | {"references": True})
+    task = build_task(config)
+    run = RunDirectory.create(tmp_path / "run", config)
+    found = evaluation.references(task, run, rounds=1, config_digest="ab", progress=lambda *_: None)
+    assert found is None
+    assert not list(run.checkpoints.glob("*"))
+    assert evaluation.shown(config, task, KeyCustody.SEPARATE) == []
+
+
+def test_all_that_a_simulation_writes_down_of_the_data_is_listed(data):
+    config = load_config(None, tree(data) | {"references": True, "include_images": True})
+    listed = " ".join(evaluation.shown(config, build_task(config), KeyCustody.ONE_PROCESS))
+    for kind in (
+        "metrics",
+        "unlike",
+        "reference models",
+        "previews",
+        "clipped coordinates",
+        "error of the opened",
+    ):
+        assert kind in listed
+    blind = load_config(None, tree(data, engine="multiprocess"))
+    (sentence,) = evaluation.shown(blind, build_task(blind), KeyCustody.ONE_PROCESS)
+    assert "clipped coordinates" in sentence
 
 
 class TestKeeping:
