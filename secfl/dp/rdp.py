@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from secfl.dp.events import DpEvent, Gaussian, IntegerNoise, Leaf, NonPrivate, ZeroConcentrated, leaves
 from secfl.dp.integer import gaussian_equivalent
 from secfl.dp.noise import NoiseFamily
-from secfl.errors import ConfigError
+from secfl.errors import ConfigError, UnsupportedEvent
 
 __all__ = [
     "LARGEST_ORDER",
@@ -88,7 +88,9 @@ def _mechanism(leaf: Leaf) -> _Mechanism:
     match leaf.mechanism:
         case NonPrivate():
             return _Mechanism(math.inf)
-        case ZeroConcentrated(rho=rho):  # never sampled: `leaves` refuses that
+        case ZeroConcentrated(rho=rho):
+            if leaf.sampling_probability < 1:  # `leaves` refuses that, but a leaf can be made by hand
+                raise UnsupportedEvent("zCDP under sampling loses the amplification; use RDP or PLD")
             return _Mechanism(rho)
         case Gaussian(noise_multiplier=z):
             return _Mechanism(1 / (2 * z * z))
@@ -163,7 +165,12 @@ def rdp_curve(event: DpEvent, orders: Sequence[int] = ORDERS) -> dict[int, float
 
 
 def curve_of_leaves(counts: Mapping[Leaf, int], orders: Sequence[int] = ORDERS) -> dict[int, float]:
-    """The same from a multiset of mechanisms."""
+    """The same from a multiset of mechanisms.
+
+    Raises:
+        ConfigError: As `rdp_of_leaf`.
+        UnsupportedEvent: zCDP under sampling.
+    """
     return dict(_curve(tuple(counts.items()), tuple(orders)))
 
 

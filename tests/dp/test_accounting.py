@@ -28,7 +28,7 @@ from secfl.dp.events import (
 )
 from secfl.dp.integer import GaussianEquivalent
 from secfl.dp.noise import NoiseFamily
-from secfl.dp.rdp import rdp_curve, rdp_of_leaf, rdp_to_epsilon
+from secfl.dp.rdp import curve_of_leaves, rdp_curve, rdp_of_leaf, rdp_to_epsilon
 from secfl.errors import ConfigError, PrivacyError, UnsupportedEvent
 
 ACCOUNTANTS = [Accountant.PLD, Accountant.RDP]
@@ -353,3 +353,12 @@ def test_the_pure_remainder_is_charged(monkeypatch, accountant):
         ideal = rdp_of_leaf(Leaf(Gaussian(1.0), 0.04), order)
         found = rdp_of_leaf(Leaf(made, 0.04), order)
         assert found == pytest.approx(ideal + remainder * (2 * order - 1) / (order - 1))
+
+
+def test_no_curve_of_a_sampled_zcdp_mechanism_is_given_for_a_leaf_made_by_hand():
+    """The amplification bound needs noise of a known, symmetric form; ρ alone does not say it."""
+    leaf = Leaf(ZeroConcentrated(0.1), 0.01)
+    with pytest.raises(UnsupportedEvent, match="under sampling"):
+        rdp_of_leaf(leaf, 4)
+    with pytest.raises(UnsupportedEvent, match="under sampling"):
+        curve_of_leaves({leaf: 10})
