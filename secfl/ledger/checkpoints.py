@@ -28,7 +28,7 @@ __all__ = [
     "Witness",
     "check_kept",
     "read_checkpoint",
-    "signed_by_all",
+    "signed_by",
 ]
 
 _PURPOSE = {"checkpoint": b"ledger-checkpoint", "close": b"ledger-close"}
@@ -168,10 +168,10 @@ class Panel(Protocol):
     def co_sign(
         self, proposal: Checkpoint, proofs: Mapping[ClientId, Sequence[bytes]]
     ) -> Mapping[ClientId, bytes]:
-        """A signature of every signer of the proposal; see `CoSigner.co_sign`.
+        """A signature of every signer of the proposal that is not gone; see `CoSigner.co_sign`.
 
         Raises:
-            RemoteProtocolError: One of them refuses, or is gone.
+            RemoteProtocolError: One of them refuses.
         """
         ...
 
@@ -276,10 +276,10 @@ class Witness:
             )
 
 
-def signed_by_all(
+def signed_by(
     proposal: Checkpoint, panel: Panel, *, proofs: Mapping[ClientId, Sequence[bytes]]
 ) -> Checkpoint:
-    """The proposal with a signature from every co-signer.
+    """The proposal with a signature from every co-signer that answers.
 
     Args:
         proposal: What to sign; its ``signers`` are of this panel.
@@ -295,7 +295,7 @@ def signed_by_all(
         time=proposal.time,
         reason=proposal.reason,
         signers=proposal.signers,
-        signatures={name: signatures[name] for name in proposal.signers},
+        signatures={name: signatures[name] for name in proposal.signers if name in signatures},
     )
 
 

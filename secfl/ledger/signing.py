@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secfl.crypto.identity import Identity
-from secfl.ledger.checkpoints import Checkpoint, CoSigner, EachInTurn, Panel, Witness, signed_by_all
+from secfl.ledger.checkpoints import Checkpoint, CoSigner, EachInTurn, Panel, Witness, signed_by
 from secfl.ledger.state import LedgerState
 
 __all__ = ["CoSigners"]
@@ -33,6 +33,9 @@ class CoSigners:
     ) -> Checkpoint:
         """Have the log so far signed, with a proof of consistency from what each signed before.
 
+        Who falls silent when asked to sign is left out, and the others sign again: the signers are part of what is
+        signed. Who refuses stops it, because that may be a log which was set back.
+
         Args:
             state: Everything recorded so far.
             signers: A panel; or co-signers, or identities whose witnesses live here, asked one after the other.
@@ -46,20 +49,28 @@ class CoSigners:
         panel = signers
         if not isinstance(panel, Panel):
             panel = EachInTurn([self._co_signer(signer) for signer in panel])
-        sizes = panel.sizes()
-        proposal = Checkpoint(
-            kind=kind,
-            run_id=self._run_id,
-            size=state.size,
-            root=state.tree.root(),
-            time=time,
-            reason=reason,
-            signers=tuple(sorted(sizes)),
-        )
-        proofs = {
-            name: state.tree.consistency_proof(size) for name, size in sizes.items() if 0 < size <= state.size
-        }
-        return signed_by_all(proposal, panel, proofs=proofs)
+        gone: set[str] = set()
+        while True:
+            sizes = {name: size for name, size in panel.sizes().items() if name not in gone}
+            proposal = Checkpoint(
+                kind=kind,
+                run_id=self._run_id,
+                size=state.size,
+                root=state.tree.root(),
+                time=time,
+                reason=reason,
+                signers=tuple(sorted(sizes)),
+            )
+            proofs = {
+                name: state.tree.consistency_proof(size)
+                for name, size in sizes.items()
+                if 0 < size <= state.size
+            }
+            signed = signed_by(proposal, panel, proofs=proofs)
+            silent = set(signed.signers) - set(signed.signatures)
+            if not silent:
+                return signed
+            gone |= silent
 
     def _co_signer(self, signer: CoSigner | Identity) -> CoSigner:
         if not isinstance(signer, Identity):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from secfl.errors import RemoteProtocolError
-from secfl.federation.request_codec import encode
+from secfl.federation.request_codec import decode_request, encode
 from secfl.federation.requests import CoSign, Declined, Signature, WitnessAt
 from secfl.ledger.checkpoints import Checkpoint
+from secfl.ledger.merkle import MerkleTree
+from secfl.ledger.signing import CoSigners
 from secfl.types import RoundId
 
 _SPEC = importlib.util.spec_from_file_location("remote_stage", Path(__file__).with_name("remote_stage.py"))
@@ -71,8 +74,7 @@ def test_whoever_is_away_is_not_asked_to_sign(one):
         remote.DirectExchange(one, fault=lambda name, _batch, request: [] if name == "b" else [request])
     )
     assert sorted(panel.sizes()) == ["a", "c", "d"]
-    with pytest.raises(RemoteProtocolError, match="b: did not answer about the ledger in time"):
-        panel.co_sign(proposal(1), {})
+    assert sorted(panel.co_sign(proposal(1), {})) == ["a", "c", "d"]
     assert sorted(panel.co_sign(proposal(1, signers="acd"), {})) == ["a", "c", "d"]
 
 
@@ -112,3 +114,23 @@ def test_nothing_is_kept_that_could_not_be_read_again(one):
     one.restart("a")
     assert panel.sizes() == dict.fromkeys("abcd", 0)
     assert sorted(panel.co_sign(proposal(4), {})) == list("abcd")
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "close"])
+def test_whoever_falls_silent_between_the_questions_does_not_stop_the_others(one, kind):
+    """The others sign once more, a checkpoint that does not list the one who is gone."""
+
+    def silent(name, _batch, request):
+        return (
+            []
+            if name == "b" and isinstance(decode_request(request, peer="p", most_bytes=1 << 20), CoSign)
+            else [request]
+        )
+
+    state = types.SimpleNamespace(size=1, tree=MerkleTree())
+    state.tree.append(bytes(32))
+    panel = one.panel(remote.DirectExchange(one, fault=silent))
+    signed = CoSigners(remote.RUN).sign(state, panel, kind=kind, time="now", reason="")
+    assert signed.signers == ("a", "c", "d")
+    signed.check_signatures(one.terms.directory)
+    assert panel.sizes() == {"a": 1, "b": 0, "c": 1, "d": 1}
