@@ -105,7 +105,7 @@ def segmentation_losses(task: Any, state: Any) -> tuple[NDArray[np.float64], NDA
     data = task._dataset  # noqa: SLF001 - an audit looks at the data that the task holds
     found: list[list[float]] = [[], []]
     for site in task.sites:
-        names, whole = data.names_at(site), task._whole(state, site)  # noqa: SLF001 - the model as it is evaluated
+        names, whole = data.names_at(site), task._personal.whole(state, site)  # noqa: SLF001 - as evaluated
         for place, cases in enumerate((data.sites[site].train, data.sites[site].test)):
             predictions = task._predict(cases, whole, site)  # noqa: SLF001 - the same prediction as in evaluation
             found[place] += [

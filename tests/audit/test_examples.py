@@ -51,7 +51,8 @@ def test_opacus_without_its_clip_is_refuted_and_opacus_is_not(example, capsys, m
     assert found["Opacus"] != "REFUTED"
 
 
-def test_the_canary_run_of_a_unet_is_read_as_it_stands(project):
-    config = load_config(project / "examples" / "audit_unet.toml", {})
+@pytest.mark.parametrize(("name", "mode"), [("audit_unet", DpMode.PATIENT), ("audit_membership", DpMode.OFF)])
+def test_configurations_of_audits_are_read_as_they_stand(project, name, mode):
+    config = load_config(project / "examples" / f"{name}.toml", {})
     assert config.model.name == "unet"
-    assert config.privacy.mode is DpMode.PATIENT
+    assert config.privacy.mode is mode

@@ -11,14 +11,31 @@ import numpy as np
 import pytest
 
 from secfl.audit import peers
-from secfl.audit.membership import membership_attack
+from secfl.audit.membership import membership_attack, segmentation_losses
 from secfl.audit.peers import PeerName, look_at_peer
 from secfl.audit.power import canary_rows, variance_rows
 from secfl.cli.main import main
+from secfl.config import load_config
 from secfl.errors import ConfigError
+from secfl.segmentation.segmentation_task import build_task
 
 
 class TestMembership:
+    def test_losses_are_those_of_the_evaluation_image_by_image(self):
+        settings = {
+            "threads": 1,
+            "data": {"phantom_images": 8, "image_size": 32},
+            "model": {"channels": [4, 8, 8]},
+        }
+        task = build_task(load_config(None, settings))
+        state = task.initial_state()
+        members, others = segmentation_losses(task, state)
+        cases = [task.evaluate(site, state) for site in task.sites]
+        assert others.size == sum(one.cases for one in cases)
+        assert members.size == sum(task.examples(site) for site in task.sites)
+        mean = sum(one.dice * one.cases for one in cases) / others.size
+        assert 1 - others.mean() == pytest.approx(mean, abs=1e-6)
+
     def test_equal_losses_give_away_nothing(self):
         source = np.random.default_rng(1)
         found = membership_attack(source.normal(size=2000), source.normal(size=2000))
