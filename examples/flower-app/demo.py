@@ -152,6 +152,10 @@ class Processes(Environment):
                 command, stdout=log, stderr=log, env=self.environment, start_new_session=True
             )
 
+    def runs(self, name: str) -> bool:
+        """Whether a program that was started has not ended."""
+        return self._running[name].poll() is None
+
     def kill(self, name: str) -> None:
         """SIGKILL to a program and to everything that it started."""
         process = self._running.pop(name)

@@ -17,6 +17,7 @@ from secfl.testing.rehearsal import prepare_homes
 SITES = tuple(f"site-{number:02d}" for number in range(4))
 FACTORY = "secfl.testing.tasks:linear_task"
 _DEMO = Path(__file__).parents[2] / "examples" / "flower-app" / "demo.py"
+_ACTIVATED = "[Fleet.ActivateNode] Activated"
 _APP = """
 [build-system]
 requires = ["hatchling"]
@@ -69,6 +70,24 @@ class Deployment:
 
     def start_node(self, site: str) -> None:
         self.demo.start_node(self.root, self.processes, site, number=SITES.index(site), port=self.port)
+
+    def start_node_again(self, site: str, *, seconds: float = 300) -> None:
+        """Until the link takes it, as a service that is started again does.
+
+        Flower refuses a node with the key of one whose heartbeats it still expects.
+        """
+        log = self.root / "logs" / "superlink.log"
+        active = log.read_text(encoding="utf-8", errors="replace").count(_ACTIVATED)
+        end = time.monotonic() + seconds
+        while True:
+            self.start_node(site)
+            while self.processes.runs(site):
+                if log.read_text(encoding="utf-8", errors="replace").count(_ACTIVATED) > active:
+                    return
+                time.sleep(0.2)
+            assert time.monotonic() < end, f"the link does not take {site} again"
+            self.processes.kill(site)
+            time.sleep(2)
 
     def submit(self, *, resume: bool = False) -> None:
         settings = {

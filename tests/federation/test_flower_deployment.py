@@ -29,7 +29,7 @@ scheme = "masking"
 [deadlines]
 training = 90
 phase = 45
-gathering = 60
+gathering = 180
 """
 
 
@@ -53,7 +53,7 @@ def test_a_node_killed_in_every_phase_comes_back(tmp_path):
             one.wait_for_answers(victim, number, after=one.last_round(victim))
             one.processes.kill(victim)
             one.wait_for_rounds(number)
-            one.start_node(victim)
+            one.start_node_again(victim)
         summary = one.wait_for_the_end()
         dropped = summary["dropped"]
         assert all(names in ([], [victim]) for names in dropped)
