@@ -70,8 +70,7 @@ def test_a_coordinator_that_dies_is_resumed(tmp_path):
         one.submit()
         one.wait_for_rounds(1)
         one.wait_for_answers(stage.SITES[0], 2, after=one.last_round(stage.SITES[0]))
-        for name in ("superlink", *stage.SITES):
-            one.processes.kill(name)
+        one.kill_everything()
         (tmp_path / "flower").rename(tmp_path / "flower-before")
         one.port = one.demo.start_link(tmp_path, one.processes)
         for site in stage.SITES:
