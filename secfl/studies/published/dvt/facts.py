@@ -30,7 +30,9 @@ def collect(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     student = SegmentationTask(config.model_copy(update={"model": own}), dataset)
     model, multiple = student.module(checkpoint.load(run.checkpoints / "final.safetensors").state)
     found = {name: validate(model, site.test, multiple=multiple) for name, site in dataset.sites.items()}
-    coordinates = (dataset.classes - 1) * sum(case.labels.size for case in public)
+    # Where maps are weighted, a weight for every image goes with them.
+    weights = 0 if config.multi_model.weights == "equal" else len(public)
+    coordinates = (dataset.classes - 1) * sum(case.labels.size for case in public) + weights
     one = math.ceil(coordinates * summary["codec"]["bits"] / 8)
     return {
         "validation_loss": {name: one.loss for name, one in found.items()},

@@ -71,6 +71,8 @@ class Size:
         return max(8, round(self.share * phase.images / phase.clients))
 
 
+_BY_SKILL: Mapping[str, Any] = MappingProxyType({"weights": "skill", "weight_ratio": 8.0})
+
 SIZES: Mapping[Preset, Size] = MappingProxyType(
     {
         Preset.SMOKE: Size(
@@ -78,7 +80,7 @@ SIZES: Mapping[Preset, Size] = MappingProxyType(
             proxy_sites=1,
             image_size=32,
             training={"rounds": 2, "local_epochs": 1},
-            multi_model={"distill_epochs": 1, "student_epochs": 1},
+            multi_model={"distill_epochs": 1, "student_epochs": 1, **_BY_SKILL},
             channels=(4, 8, 8),
             compared=(1,),
             seconds=(2.0, 3.0, 5.0),
@@ -86,13 +88,13 @@ SIZES: Mapping[Preset, Size] = MappingProxyType(
         Preset.SMALL: Size(
             share=0.072,
             test_fraction=0.375,
-            proxy_sites=4,
+            proxy_sites=8,
             image_size=64,
             training={"rounds": 2, "local_epochs": 20, "batch_size": 2, "learning_rate": 4e-3},
-            multi_model={"distill_epochs": 1, "student_epochs": 14, "sharpen": 4.0},
+            multi_model={"distill_epochs": 2, "student_epochs": 8, "sharpen": 4.0, **_BY_SKILL},
             channels=(8, 16, 32),
             compared=(1, 2),
-            seconds=(77.0, 142.0, 232.0),
+            seconds=(95.0, 185.0, 330.0),
             compared_share=0.55,
         ),
         Preset.PAPER: Size(
@@ -100,7 +102,7 @@ SIZES: Mapping[Preset, Size] = MappingProxyType(
             proxy_sites=1,
             image_size=256,
             training={"rounds": 40, "local_epochs": 2, "batch_size": 16, "learning_rate": 3e-3},
-            multi_model={"distill_epochs": 1, "student_epochs": 4, "sharpen": 4.0},
+            multi_model={"distill_epochs": 1, "student_epochs": 4, "sharpen": 4.0, **_BY_SKILL},
             channels=(64, 128, 256, 512, 512),
             seconds=(7200.0, 21600.0, 43200.0),
         ),
