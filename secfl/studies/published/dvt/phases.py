@@ -93,7 +93,6 @@ SIZES: Mapping[Preset, Size] = MappingProxyType(
             training={"rounds": 2, "local_epochs": 20, "batch_size": 2, "learning_rate": 4e-3},
             multi_model={"distill_epochs": 2, "student_epochs": 8, "sharpen": 4.0, **_BY_SKILL},
             channels=(8, 16, 32),
-            compared=(1, 2),
             seconds=(95.0, 185.0, 330.0),
             compared_share=0.55,
         ),
