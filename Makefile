@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup simulate dp-curve test test-slow coverage guards test-flower flower-demo test-nvflare nvflare-demo faults check format bench bench-gate bench-baseline dist readme figures constraints peers docs clean
+.PHONY: help setup simulate dp-curve test test-slow coverage guards test-flower flower-demo test-nvflare nvflare-demo faults check format bench bench-gate bench-baseline dist readme paste figures constraints peers docs clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,13 +106,15 @@ readme: setup ## Paste the real output of the commands into the README, and ever
 	$(BIN)/python docs/paste_output.py README.md
 	$(BIN)/python docs/paste_help.py
 
+paste: setup ## Put the figures of docs/figures, which commands wrote, into the pages
+	$(BIN)/python docs/paste_figures.py
+
 figures: setup ## Measure secure aggregation again (with make peers) and paste the figures into the pages
 	$(BIN)/secfl bench secagg --params 10000000 --clients 10 --repeats 2 --peers --json > docs/figures/secagg-10m.json
 	$(BIN)/secfl bench secagg --clients 10 --repeats 5 --schemes plain,masking,ckks --peers --json \
 		> docs/figures/secagg-1m.json
 	$(BIN)/secfl bench secagg --clients 64 --dropout 0.1 --threshold 33 --repeats 1 --json > docs/figures/secagg-64.json
-	$(BIN)/python docs/paste_benchmarks.py README.md docs/figures/secagg-10m.json
-	$(BIN)/python docs/paste_benchmarks.py docs/benchmarks.md docs/figures/*.json
+	$(BIN)/python docs/paste_figures.py
 
 constraints: ## Resolve everything afresh into constraints.txt
 	rm -rf .venv-constraints

@@ -33,6 +33,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from engine_tables import report
 
 from secfl.config import Engine, RunConfig
 from secfl.crypto.aggregation import Running
@@ -361,33 +362,6 @@ def middle(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def step_table(rows: Sequence[dict[str, Any]]) -> str:
-    """For people."""
-    lines = ["| engine | patient-level step, ms | messages to each site |", "|---|---|---|"]
-    lines += [
-        f"| {row['engine']} | {row['step_ms']:.0f} | {row['messages_per_site_and_step'] or '-'} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """For people."""
-    lines = [
-        "| scheme | engine | round, ms | phases, ms | up, B/param | down, B/param |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        phases = dict(row["milliseconds"])
-        total = phases.pop("round")
-        told = ", ".join(f"{name} {value:.0f}" for name, value in phases.items())
-        lines.append(
-            f"| {row['scheme']} | {row['engine']} | {total:.0f} | {told} | {row['bytes_up_per_param']:.2f} | "
-            f"{row['bytes_down_per_param']:.2f} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Measure, print the table, and write the JSON."""
     parser = argparse.ArgumentParser(
@@ -413,7 +387,6 @@ def main() -> int:
         schemes=given.schemes.split(","),
         engines=given.engines.split(","),
     )
-    sys.stdout.write(f"{table(rows)}\n")
     turns = [
         [
             private_steps(engine, clients=given.clients, steps=given.steps)
@@ -424,19 +397,18 @@ def main() -> int:
     steps = [
         same[0] | {"step_ms": median(row["step_ms"] for row in same)} for same in zip(*turns, strict=True)
     ]
-    if steps:
-        sys.stdout.write(f"\n{step_table(steps)}\n")
+    document = {
+        "parameters": given.params,
+        "clients": given.clients,
+        "rounds": given.rounds,
+        "repeats": given.repeats,
+        "load": round(os.getloadavg()[1], 1),
+        "cores": os.cpu_count(),
+        "rows": rows,
+        "steps": steps,
+    }
+    sys.stdout.write(f"{report(document)}\n")
     if given.json is not None:
-        document = {
-            "parameters": given.params,
-            "clients": given.clients,
-            "rounds": given.rounds,
-            "repeats": given.repeats,
-            "load": round(os.getloadavg()[1], 1),
-            "cores": os.cpu_count(),
-            "rows": rows,
-            "steps": steps,
-        }
         given.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     return 0
 

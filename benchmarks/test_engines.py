@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from engine_tables import table
 
 _SPEC = importlib.util.spec_from_file_location("engines", Path(__file__).with_name("engines.py"))
 engines = sys.modules["engines"] = importlib.util.module_from_spec(_SPEC)
@@ -31,7 +32,7 @@ def test_carriage(benchmark, monkeypatch):
         rounds=1,
     )
     benchmark.extra_info["rows"] = rows
-    sys.stdout.write(f"\n{engines.table(rows)}\n")
+    sys.stdout.write(f"\n{table(rows)}\n")
     assert all(row["milliseconds"]["round"] > 0 for row in rows)
     if not found:
         pytest.skip("Flower's rows need the extra flower: make test-flower")
