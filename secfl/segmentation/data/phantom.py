@@ -36,6 +36,7 @@ __all__ = [
     "make_phantom",
     "make_phantom_dataset",
     "scanner_of_site",
+    "split_site",
 ]
 
 CT_WINDOW = (-160.0, 240.0)
@@ -306,19 +307,26 @@ def make_phantom_dataset(
                 class_of=class_of,
             )
             cases[case.name] = case
-        split = draw_split(
-            {case.name: case.patient for case in cases.values()},
-            test_fraction=test_fraction,
-            seed=seed,
-            site=name,
-        )
-        made[name] = SiteData(
-            name=name,
-            train=tuple(cases[stem] for stem in split.train),
-            test=tuple(cases[stem] for stem in split.test),
-        )
+        made[name] = split_site(name, cases, test_fraction=test_fraction, seed=seed)
     names = class_names_of(target)
     return Dataset(sites=made, channels=1, classes=len(names), class_names=names, is_phantom=True)
+
+
+def split_site(
+    name: str, cases: Mapping[str, Case], *, test_fraction: float, seed: ExperimentSeed
+) -> SiteData:
+    """A site whose drawn images are split by patient; see `draw_split`.
+
+    Raises:
+        DataError: Fewer than two patients.
+    """
+    patient_of = {case.name: case.patient for case in cases.values()}
+    split = draw_split(patient_of, test_fraction=test_fraction, seed=seed, site=name)
+    return SiteData(
+        name=name,
+        train=tuple(cases[stem] for stem in split.train),
+        test=tuple(cases[stem] for stem in split.test),
+    )
 
 
 def class_names_of(target: Target) -> tuple[str, ...]:

@@ -26,12 +26,12 @@ from secfl.segmentation.data.phantom import (
     make_phantom,
     make_phantom_dataset,
     scanner_of_site,
+    split_site,
 )
 from secfl.segmentation.data.phantom_drawing import Drawing
 from secfl.segmentation.data.phantom_pictures import chest_xray, dermoscopy, fundus, retina_oct, ultrasound
 from secfl.segmentation.data.phantom_volumes import brain_mri, kidney_ct
 from secfl.segmentation.data.preparation import Recipe
-from secfl.segmentation.data.splits import draw_split
 from secfl.types import client_id
 
 __all__ = ["TASKS", "PhantomTask", "draw_image", "make_task_dataset", "phantom_task", "site_name"]
@@ -230,17 +230,7 @@ def make_task_dataset(
         for number in range(images_per_site):
             case = _case(task, draw_image(task, site=index, number=number, size=size, seed=seed), number)
             cases[case.name] = case
-        split = draw_split(
-            {case.name: case.patient for case in cases.values()},
-            test_fraction=test_fraction,
-            seed=seed,
-            site=name,
-        )
-        made[name] = SiteData(
-            name=name,
-            train=tuple(cases[stem] for stem in split.train),
-            test=tuple(cases[stem] for stem in split.test),
-        )
+        made[name] = split_site(name, cases, test_fraction=test_fraction, seed=seed)
     names = ("background", *task.class_names)
     return Dataset(
         sites=made,
