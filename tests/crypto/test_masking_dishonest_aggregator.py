@@ -35,13 +35,6 @@ from secfl.errors import ConfigError, RemoteProtocolError
 from secfl.randomness import InsecureSeededRng
 from secfl.types import AGGREGATOR
 
-PHASES = ("advertise", "share", "masked-input", "consistency", "unmask")
-BODY_BYTES = {
-    "advertise": Advertise.SIZE,
-    "share": Deal.SIZE,
-    "masked-input": InputHeader.SIZE,
-    "consistency": Consistency.SIZE,
-}
 LOW_ORDER = [
     bytes(32),
     (1).to_bytes(32, "little"),

@@ -38,15 +38,6 @@ BODY_BYTES = {
     "masked-input": InputHeader.SIZE,
     "consistency": Consistency.SIZE,
 }
-LOW_ORDER = [
-    bytes(32),
-    (1).to_bytes(32, "little"),
-    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
-    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
-    (2**255 - 20).to_bytes(32, "little"),
-    (2**255 - 19).to_bytes(32, "little"),
-    (2**255 - 18).to_bytes(32, "little"),
-]
 
 
 # Equivocation, repetition, wrong time, wrong place
