@@ -20,6 +20,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -40,6 +41,8 @@ PROGRESS = os.fdopen(os.dup(sys.stderr.fileno()), "w")
 """Goes on to the terminal from children, whose own streams lead nowhere."""
 PATIENCE = 60
 """Seconds for tests without a guard, beside ten times what they took with it: they may wait for ever."""
+EFFORT = 15.0
+"""Processor seconds for a test without a guard, beside five times what it took with it: it may loop for ever."""
 
 
 class Verdict(StrEnum):
@@ -80,10 +83,11 @@ class Part:
 
 @dataclass
 class Played:
-    """What a child saw: tests that failed, seconds of each, and where each guard acted."""
+    """What a child saw: tests that failed, seconds and processor seconds of each, and where each guard acted."""
 
     failed: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    effort: dict[str, float] = field(default_factory=dict)
     guards: list[Guard] = field(default_factory=list)
     acted: dict[Guard, set[str]] = field(default_factory=dict)
 
@@ -91,11 +95,14 @@ class Played:
 class Examiner:
     """A pytest plugin that forks one child for each guard, after everything was collected once."""
 
-    def __init__(self, switches: Switches, *, wanted: Callable[[Guard], bool]) -> None:
+    def __init__(
+        self, switches: Switches, *, wanted: Callable[[Guard], bool], effort: float = EFFORT
+    ) -> None:
         self.verdicts: dict[Guard, Verdict] = {}
         self.broken: list[str] = []
         self._switches = switches
         self._wanted = wanted
+        self._effort = effort
         self._played = Played()
 
     @pytest.hookimpl(trylast=True)
@@ -120,6 +127,7 @@ class Examiner:
         if whole is None or whole.failed:
             self.broken = whole.failed if whole else ["the process ended"]
             return True
+        self._played.effort = whole.effort
         items = {item.nodeid: item for item in session.items}
         guards = sorted(filter(self._wanted, set(whole.guards)))
         for place, guard in enumerate(guards, start=1):
@@ -142,10 +150,13 @@ class Examiner:
         self._switches.off = off
         for place, item in enumerate(items, start=1):
             self._switches.test = item.nodeid
-            start = time.perf_counter()
+            if off is not None:  # the signal ends this child, as a hang does
+                signal.setitimer(signal.ITIMER_PROF, self._effort + 5 * self._played.effort[item.nodeid])
+            start, busy = time.perf_counter(), time.process_time()
             following = items[place] if place < len(items) else None
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             self._played.seconds[item.nodeid] = time.perf_counter() - start
+            self._played.effort[item.nodeid] = time.process_time() - busy
             if off is None and place % 100 == 0:
                 _say(f"{place}/{len(items)} tests with every guard on")
             elif off is not None and self._played.failed:
@@ -178,11 +189,11 @@ def _in_child(work: Callable[..., Played], *arguments: Any, limit: float | None)
 
 
 def examine(
-    parts: Sequence[Part], *, root: Path, wanted: Callable[[Guard], bool]
+    parts: Sequence[Part], *, root: Path, wanted: Callable[[Guard], bool], effort: float = EFFORT
 ) -> tuple[dict[Guard, Verdict], list[str]]:
     """The verdict on every guard of some parts; or none, and the tests that fail with every guard on."""
     switches = Switches()
-    examiner = Examiner(switches, wanted=wanted)
+    examiner = Examiner(switches, wanted=wanted, effort=effort)
     SwitchingFinder(root, lambda module: any(part.has(module) for part in parts), switches).install()
     sys.path.insert(0, str(root))
     os.chdir(root)
@@ -220,6 +231,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every verdict to this file")
     parser.add_argument("--only", default="", help="only guards whose 'module:line: function: text' has this")
     parser.add_argument("--tests", nargs="+", help="run these tests alone; quicker, while one is written")
+    parser.add_argument("--effort", type=float, default=EFFORT, help="processor seconds before a test hangs")
     parser.add_argument("--parts", type=Path, default=PARTS, help="another guards.toml")
     chosen = parser.parse_args()
     table = tomllib.loads(chosen.parts.read_text(encoding="utf-8"))
@@ -231,7 +243,9 @@ def main() -> int:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     parts = [part for name, part in every.items() if not chosen.part or name in chosen.part]
     root = (chosen.parts.parent / table["root"]).resolve()
-    verdicts, broken = examine(parts, root=root, wanted=lambda guard: chosen.only in str(guard))
+    verdicts, broken = examine(
+        parts, root=root, wanted=lambda guard: chosen.only in str(guard), effort=chosen.effort
+    )
     if broken:
         _say("with every guard on, this fails:", *broken)
         return 2

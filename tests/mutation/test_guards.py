@@ -35,10 +35,15 @@ def close_door(key):
         raise PermissionError("no key is negative")
     if key != 7:
         raise PermissionError("wrong key")
+
+
+def knock(times):
+    if times > 3:
+        raise PermissionError("enough")
 """
 TESTS = """
 import pytest
-from lock.door import close_door, open_door
+from lock.door import close_door, knock, open_door
 
 
 def test_a_wrong_key_does_not_open():
@@ -62,6 +67,14 @@ def test_she_is_sent_away_somehow():
 def test_no_negative_key_closes():
     with pytest.raises(PermissionError):
         close_door(-1)
+
+
+def test_knocking_ends():
+    times = 0
+    with pytest.raises(PermissionError):
+        while True:
+            times += 1
+            knock(times)
 """
 PARTS = """
 root = "."
@@ -83,7 +96,16 @@ def examined(tmp_path):
         ]
         (tmp_path / "guards.toml").write_text(PARTS + "".join(listed), encoding="utf-8")
         found = tmp_path / "found.json"
-        command = [sys.executable, str(TOOL), "--parts", str(tmp_path / "guards.toml"), "--json", str(found)]
+        command = [
+            sys.executable,
+            str(TOOL),
+            "--parts",
+            str(tmp_path / "guards.toml"),
+            "--json",
+            str(found),
+            "--effort",
+            "1",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         return done, json.loads(found.read_bytes()) if found.exists() else {}
 
@@ -100,18 +122,19 @@ def test_it_tells_guards_with_a_test_from_guards_without(examined):
         "open_door: case _:": "acts in no test",
         "close_door: if key < 0:": "every test passes without it",
         "close_door: if key != 7:": "acts in no test",
+        "knock: if times > 3:": "a test fails without it",
     }
     assert done.returncode == 1
     left = [line for line in done.stdout.splitlines() if line.startswith("lock/door.py:")]
     assert len(left) == 4
-    assert done.stdout.splitlines()[-1] == "door: 7 guards, 3 needed by a test, 0 equivalent"
+    assert done.stdout.splitlines()[-1] == "door: 8 guards, 4 needed by a test, 0 equivalent"
 
 
 def test_a_listed_guard_is_excused(examined):
     done, verdicts = examined(("close_door", "if key < 0:"))
     assert verdicts["lock/door.py:22: close_door: if key < 0:"] == "equivalent"
     assert "if key < 0:" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "door: 7 guards, 3 needed by a test, 1 equivalent"
+    assert done.stdout.splitlines()[-1] == "door: 8 guards, 4 needed by a test, 1 equivalent"
 
 
 @pytest.mark.parametrize(
