@@ -256,6 +256,27 @@ def test_other_schemes_and_parameters_are_refused(scheme):
         world.parties()
 
 
+@pytest.mark.parametrize(("wanted", "proposed"), [("sum-key", "shared"), ("shared", "sum-key")])
+def test_a_client_that_insists_on_a_key_mode_takes_part_in_no_other(wanted, proposed):
+    """Whoever proposes rounds could otherwise turn sums under a fresh key into updates under a shared one."""
+    world = World(proposed)
+    world.scheme = Ckks(key_mode=KeyMode(wanted), threads=1)
+    with pytest.raises(ConfigError, match=f"has key_mode '{proposed}', expected '{wanted}'"):
+        world.client("site-00")
+    world = World(wanted)
+    world.scheme = Ckks(key_mode=KeyMode(wanted), threads=1)
+    world.client("site-00")
+
+
+def test_a_minimum_that_a_shared_key_cannot_keep_is_refused():
+    world = World("shared")
+    world.scheme = Ckks(minimum=world.spec.threshold + 1, threads=1)
+    with pytest.raises(ConfigError, match="own minimum needs key_mode 'sum-key'"):
+        world.client("site-00")
+    world.scheme = Ckks(minimum=world.spec.threshold, threads=1)
+    world.client("site-00")
+
+
 def test_sum_key_is_the_default():
     spec = replace(World("shared").spec, scheme=SchemeSpec(name="ckks"))
     assert KeyMode.of(spec) is KeyMode.SUM_KEY

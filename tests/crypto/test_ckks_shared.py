@@ -342,6 +342,71 @@ def test_sums_with_bits_beyond_their_end_are_refused(play):
     play.aggregator.receive(answer)
 
 
+def resigned_sums(answer, packed=None, **changes):
+    """The opener's answer with other sums or another statement, validly signed by the opener."""
+    end = FRAME_BYTES + SharedSums.SIZE
+    packed = answer.payload[end + SIGNATURE_BYTES :] if packed is None else packed
+    honest = SharedSums.decode(answer.payload[FRAME_BYTES:end], peer="x")
+    body = replace(honest, **({"sums_digest": SHARED.sums_digest(packed)} | changes)).encode()
+    signed = sign_body(IDENTITIES[0], Phase.CKKS_OPEN, digest=SHARED.digest, body=body)
+    return Envelope(NAMES[0], AGGREGATOR, answer.payload[:FRAME_BYTES] + signed.encode() + packed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"survivors_digest": bytes(32)}, "opened the sum of other survivors"),
+        ({"sums_digest": bytes(32)}, "its sums are not the ones that it signed"),
+    ],
+)
+def test_an_opener_states_whose_sum_it_opened_and_which(play, changes, match):
+    """What it signs could otherwise not be held against it."""
+    (answer,) = play.ask(0, *play.content())
+    with pytest.raises(RemoteProtocolError, match=match) as caught:
+        play.aggregator.receive(resigned_sums(answer, **changes))
+    assert caught.value.peer == NAMES[0]
+    assert isinstance(play.aggregator.state, Running)
+    play.aggregator.receive(answer)
+
+
+def test_an_opener_cannot_replace_the_sums_after_the_end(play):
+    """In a message of a kind that no phase of the aggregator takes, when it waits for no phase either."""
+    (answer,) = play.ask(0, *play.content())
+    play.aggregator.receive(answer)
+    before = play.aggregator.state.result.sums["u"].tolist()
+    other = resigned_sums(answer, packed=bytes(SHARED.sums_bytes))
+    head = frame(MessageType.CKKS_DIRECTORY, digest=SHARED.digest, sender=0)
+    with pytest.raises(RemoteProtocolError, match="ckks_directory messages are not for the aggregator"):
+        play.aggregator.receive(replace(other, payload=head + other.payload[FRAME_BYTES:]))
+    assert play.aggregator.state.result.sums["u"].tolist() == before
+
+
+def test_a_public_key_that_is_none_is_its_clients_fault():
+    """Passed on, it would make every lead refuse, and nobody would know on whose account."""
+    aggregator = SharedKeyAggregator.create(SHARED, directory=DIRECTORY)
+    (honest,) = client(1).start()
+    body = bytes([255]) * (len(honest.payload) - FRAME_BYTES - SIGNATURE_BYTES)
+    signed = sign_body(IDENTITIES[1], Phase.ADVERTISE, digest=SHARED.digest, body=body)
+    with pytest.raises(RemoteProtocolError, match="advertised a public key that cannot be used") as caught:
+        aggregator.receive(replace(honest, payload=honest.payload[:FRAME_BYTES] + signed.encode()))
+    assert caught.value.peer == NAMES[1]
+    aggregator.receive(honest)
+
+
+def test_an_opener_adds_nothing_that_is_no_ciphertext(play):
+    """A client and the aggregator together: signed, relayed as it is, and not below the modulus."""
+    headers, ciphertexts = play.content()
+    residues = unpack(ciphertexts[1], length=SHARED.layout.polynomials * 4096, bits=60).copy()
+    residues[7] = MODULUS
+    bad = pack(residues, bits=60)
+    header = SharedInput.decode(headers[1].body, peer="x")
+    body = replace(header, ciphertext_digest=SHARED.ciphertext_digest(bad)).encode()
+    headers[1] = sign_body(IDENTITIES[1], Phase.CKKS_INPUT, digest=SHARED.digest, body=body)
+    with pytest.raises(RemoteProtocolError, match="not below the modulus") as caught:
+        play.ask(0, headers, ciphertexts | {1: bad})
+    assert caught.value.peer == NAMES[1]
+
+
 def keys_message(index, bodies, signer=None):
     signer = IDENTITIES[index if signer is None else signer]
     signed = [sign_body(signer, Phase.CKKS_KEY, digest=SHARED.digest, body=body).encode() for body in bodies]
@@ -378,6 +443,31 @@ def test_what_a_lead_may_deal():
             aggregator.receive(envelope)
     deliveries = aggregator.receive(dealt)
     assert [envelope.recipient for envelope in deliveries] == NAMES
+
+
+def test_a_lead_deals_only_where_its_own_key_is_listed():
+    """Left out, it would give away the round's key; under an earlier key of its own, that key's holder reads it."""
+    _, clients, directory = at_keys()
+    lead = clients[NAMES[0]]
+    data = memoryview(directory.payload)[FRAME_BYTES:]
+    members = Roster.read_members(data, peer="test", clients=4)
+    body_bytes = (len(data) - 8) // 4 - SIGNATURE_BYTES
+    adverts = dict(Roster.take(Reader(data, peer="test"), members=members, body_bytes=body_bytes).members)
+    again = SharedKeyClient.create(
+        SHARED, IDENTITIES[0], directory=DIRECTORY, vectors=INPUTS[0], rng=RNG.fork("before a crash")
+    )
+    (earlier,) = again.start()
+    signed = Signed.decode(earlier.payload[FRAME_BYTES:])
+    before = lead.snapshot()
+    for match, roster in [
+        ("left c0 out", {i: adverts[i] for i in (1, 2, 3)}),
+        ("replaced the message of c0", adverts | {0: signed}),
+    ]:
+        payload = directory.payload[:FRAME_BYTES] + Roster(roster).encode()
+        with pytest.raises(RemoteProtocolError, match=match):
+            lead.receive(replace(directory, payload=payload))
+        assert lead.snapshot() == before
+    assert lead.receive(directory)
 
 
 def delivery(index, lead, signed):
@@ -433,6 +523,10 @@ def test_keys_and_inputs_are_forgotten_when_they_are_no_longer_needed():
     _, _, party = at_input()
     memory = party._memory
     assert (memory.sealing_seed, memory.lead_seed, memory.error_key, memory.inputs) == (b"", b"", b"", None)
+    assert len(memory.key_seed) == 32
+    longer = play_close(1)
+    with pytest.raises(RemoteProtocolError, match="expected"):
+        party.receive(replace(longer, payload=longer.payload + b"?"))
     assert len(memory.key_seed) == 32
     party.receive(play_close(1))
     assert memory.key_seed == b""
