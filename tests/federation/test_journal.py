@@ -395,6 +395,32 @@ class TestAnswers:
         with pytest.raises(LocalProtocolError, match="changed while it was in use"):
             journal.stored(spec(), digest("x"))
 
+    def test_a_file_that_becomes_shorter_under_the_journal_is_noticed(self, journal, path):
+        """It must not wait for ever for bytes that are gone."""
+        journal.enter(spec())
+        answer(journal, spec(), "x", envelopes=[Envelope(A, AGGREGATOR, b"the masked input")])
+        os.truncate(path, path.stat().st_size - 60)
+        with pytest.raises(LocalProtocolError, match="became shorter while it was in use"):
+            journal.stored(spec(), digest("x"))
+
+    @pytest.mark.parametrize(
+        ("request_", "snapshot"), [(b"x", digest("s")), (digest("x"), b"s"), (b"", b""), (bytes(33), b"")]
+    )
+    def test_only_whole_hashes_are_kept(self, journal, path, request_, snapshot):
+        """A short one would pin nothing, or stand for several requests."""
+        journal.enter(spec())
+        before = path.read_bytes()
+        with pytest.raises(LocalProtocolError, match="expected SHA-256 hashes"):
+            journal.record(
+                spec(),
+                phase="share",
+                request=request_,
+                envelopes=[],
+                snapshot=snapshot,
+                after=PhaseAfter.CLOSED,
+            )
+        assert path.read_bytes() == before
+
     def test_requests_differ_in_sender_recipient_and_payload(self):
         requests = {
             request_hash(Envelope(ClientId(sender), ClientId(recipient), payload))

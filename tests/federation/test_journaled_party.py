@@ -286,6 +286,20 @@ class TestOneRound:
             parties[A].receive(Envelope(AGGREGATOR, A, b"once more"))
         with pytest.raises(LocalProtocolError, match="nothing to go on from"):
             parties[A].snapshot()
+        with pytest.raises(LocalProtocolError, match="an envelope for b"):  # its sender is not to blame
+            parties[A].receive(Envelope(AGGREGATOR, ClientId("b"), b"once more"))
+
+    def test_a_round_that_a_later_one_closed_computes_nothing_more(self, sites):
+        """The journal is asked before the scheme's party, which would go on and whose secrets would be used."""
+        first, second = stage.Round("masking", round_id=3), stage.Round("masking", round_id=4)
+        journal, vault = sites()
+        party = first.enter("a", journal, vault)
+        second.enter("a", journal, vault)
+        for _ in range(2):
+            with pytest.raises(LocalProtocolError, match="later round"):
+                party.start()
+            assert isinstance(party.state, Running)
+        assert party._inner.start()  # it had not been asked
 
     def test_start_repeats_itself(self, one, sites):
         party = one.enter("a", *sites())
