@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from secfl.crypto.identity import Directory
 from secfl.dp.plan import PrivacyPlan
 from secfl.dp.rdp import rdp_curve
 from secfl.errors import LedgerCorrupted, LocalProtocolError, PrivacyError
@@ -72,6 +73,28 @@ def one_more(folder, workshop, kind, body):
         ledger.reserve(workshop.noise(), workshop.guarantee())
         previous = ledger.state.last_hash.hex()
     line, _ = encode_entry(index=3, kind=kind, body=body, time=TIME, previous=previous)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    return path
+
+
+def signed_end(folder, workshop, *, signers, size=1):
+    """A ledger of one entry and a close that these clients really signed, whatever it says."""
+    path = folder / "end.jsonl"
+    with PrivacyLedger.create(path, workshop.header()) as ledger:
+        state = ledger.state
+        proposal = Checkpoint(
+            kind="close",
+            run_id=workshop.header().run_id,
+            size=size,
+            root=state.tree.root(),
+            time=TIME,
+            reason="done",
+            signers=signers,
+        )
+        own = {identity.name: identity for identity in workshop.identities}
+        signatures = {name: own[name].sign(proposal.purpose, *proposal.fields()) for name in signers}
+        body = replace(proposal, signatures=signatures).body()
+        line, _ = encode_entry(index=1, kind="close", body=body, time=TIME, previous=state.last_hash.hex())
     path.write_bytes(path.read_bytes() + line + b"\n")
     return path
 
@@ -151,10 +174,64 @@ class TestExtremes:
         assert verdict.findings
 
     def test_two_clients_with_one_key(self, written, depth, workshop):
-        keys = {name: key.hex() for name, key in workshop.directory.keys.items()}
-        with pytest.raises(LedgerCorrupted, match=r"body\.keys") as caught:
-            verify_file(written(header={"keys": keys | {"b": keys["a"]}}), depth=depth)
+        """One of them would sign for both, and count twice towards the threshold."""
+        keys = dict(workshop.directory.keys) | {"b": workshop.directory.keys["a"]}
+        header = {
+            "keys": {name: key.hex() for name, key in keys.items()},
+            "manifest_digest": Directory(keys).digest().hex(),
+        }
+        with pytest.raises(LedgerCorrupted, match=r"body\.keys: two clients have the same key") as caught:
+            verify_file(written(header=header), depth=depth)
         assert caught.value.entry == 0
+
+    def test_the_manifest_is_that_of_the_keys(self, written, depth):
+        """Rounds are bound to the digest, signatures are checked with the keys."""
+        with pytest.raises(LedgerCorrupted, match=r"body\.manifest_digest: not the digest") as caught:
+            verify_file(written(header={"manifest_digest": "00" * 32}), depth=depth)
+        assert caught.value.entry == 0
+
+    def test_terms_promise_what_the_header_says(self, written, depth):
+        """A higher threshold than the run has would make every view look better."""
+        with pytest.raises(
+            LedgerCorrupted, match=r"body\.guarantee\.threshold: 5, the header says 4"
+        ) as caught:
+            verify_file(written(guarantee={"threshold": 5}), depth=depth)
+        assert caught.value.entry == 1
+
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            ({"terms": 0}, r"body\.terms: entry 0 is not an earlier terms entry"),
+            ({"terms": 3}, r"body\.terms: entry 3 is not an earlier terms entry"),
+            ({"round": 0}, r"body\.attempt: rounds and attempts must increase"),
+        ],
+    )
+    def test_a_round_is_reserved_once_and_under_terms(self, workshop, tmp_path, depth, changes, field):
+        body = {"round": 1, "attempt": 0, "terms": 1, "spec_digest": "00" * 32, "digests": {}} | changes
+        with pytest.raises(LedgerCorrupted, match=field) as caught:
+            verify_file(one_more(tmp_path, workshop, "reserve", body), depth=depth)
+        assert caught.value.entry == 3
+
+    @pytest.mark.parametrize("reservation", [1, 3])
+    def test_what_is_settled_was_reserved(self, workshop, tmp_path, depth, reservation):
+        body = {
+            "reservation": reservation,
+            "survivors": list(workshop.cohort),
+            "sum_digest": "00" * 32,
+            "wrap_probability": 0,
+            "total_variation": 0,
+        }
+        with pytest.raises(LedgerCorrupted, match="is not an earlier reservation") as caught:
+            verify_file(one_more(tmp_path, workshop, "commit", body), depth=depth)
+        assert caught.value.entry == 3
+
+    @pytest.mark.parametrize("size", [2, 7])
+    def test_a_checkpoint_covers_what_it_says(self, workshop, tmp_path, depth, size):
+        """All signers together: a size that is not the root's would let proofs from it show anything."""
+        path = signed_end(tmp_path, workshop, signers=workshop.cohort, size=size)
+        with pytest.raises(LedgerCorrupted, match=rf"body\.size: {size}, expected 1") as caught:
+            verify_file(path, depth=depth)
+        assert caught.value.entry == 1
 
     def test_a_checkpoint_needs_a_signer(self, workshop, tmp_path, depth):
         path = tmp_path / "nobody.jsonl"
@@ -221,25 +298,7 @@ class TestExtremes:
     @pytest.mark.parametrize("signers", [("b", "a", "c", "d"), ("a", "a", "a", "a")])
     def test_signers_stand_in_one_order_and_count_once(self, workshop, tmp_path, depth, signers):
         """The signatures hold: the writer has the keys of a simulation, or one client that helps."""
-        path = tmp_path / "signers.jsonl"
-        with PrivacyLedger.create(path, workshop.header()) as ledger:
-            state = ledger.state
-            proposal = Checkpoint(
-                kind="close",
-                run_id=workshop.header().run_id,
-                size=1,
-                root=state.tree.root(),
-                time=TIME,
-                reason="done",
-                signers=signers,
-            )
-            own = {identity.name: identity for identity in workshop.identities}
-            signatures = {name: own[name].sign(proposal.purpose, *proposal.fields()) for name in signers}
-            body = replace(proposal, signatures=signatures).body()
-            line, _ = encode_entry(
-                index=1, kind="close", body=body, time=TIME, previous=state.last_hash.hex()
-            )
-        path.write_bytes(path.read_bytes() + line + b"\n")
+        path = signed_end(tmp_path, workshop, signers=signers)
         with pytest.raises(LedgerCorrupted, match="signers") as caught:
             verify_file(path, depth=depth)
         assert caught.value.entry == 1

@@ -40,3 +40,17 @@ def test_a_torn_end_is_replaced_whole_or_not_at_all(tmp_path):
         assert path.read_bytes() == b"first\ntorn and long"
         file.overwrite_tail(len(b"first\n"), b"as long as it\n")
     assert path.read_bytes() == b"first\nas long as it\n"
+
+
+def test_after_its_release_nothing_is_written(tmp_path):
+    """Somebody else may hold the ledger by then; two writers would make a fork."""
+    path = tmp_path / "ledger.jsonl"
+    file = LedgerFile(path)
+    file.create(b"first")
+    file.release()
+    with LedgerFile(path) as other:
+        other.append(b"second\n")
+        for write in (lambda: file.append(b"mine\n"), lambda: file.overwrite_tail(6, b"mine instead\n")):
+            with pytest.raises(LocalProtocolError, match="was released"):
+                write()
+    assert path.read_bytes() == b"first\nsecond\n"
