@@ -46,6 +46,7 @@ _BAD_INPUT = 2
 # Later versions of typer carry their own copy of click, so its errors are found through the one that typer exports.
 _CommandError: type[Exception] = typer.BadParameter.__mro__[2]
 _NOBODY_READS = 1
+_LINE_BREAK = re.compile(r"(?<=\S)\n(?=\S)")
 
 app = typer.Typer(
     name="secfl",
@@ -102,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     command = typer.main.get_command(app)
+    _fill_paragraphs(command)
     try:
         code = command.main(args=arguments, prog_name="secfl", standalone_mode=False)
         sys.stdout.flush()
@@ -118,6 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}", _BAD_INPUT)
     return code if isinstance(code, int) else 0
+
+
+def _fill_paragraphs(command: Any) -> None:
+    """Help breaks lines where the terminal ends, not where the source did."""
+    command.help = _LINE_BREAK.sub(" ", command.help or "")
+    for below in getattr(command, "commands", {}).values():
+        _fill_paragraphs(below)
 
 
 def _usage(error: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -28,6 +29,17 @@ def test_the_usual_options_fit_a_screen_and_all_are_one_flag_away(capsys):
     assert "\n".join(lines("simulate", "--help", capsys=capsys)) == usual, (
         "asking for all once changes nothing"
     )
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("command", [["simulate"], ["report"], ["study", "optimisation"]])
+def test_paragraphs_of_help_fill_the_terminal(command, width, capsys, monkeypatch):
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", width)
+    told = [line.rstrip() for line in lines(*command, "--help", capsys=capsys)]
+    told = told[: next(place for place, line in enumerate(told) if line.startswith("╭"))]
+    for line, after in itertools.pairwise(told):
+        if line and after:
+            assert len(line) + 1 + len(after.split()[0]) > width - 2, f"{line!r} ends early"
 
 
 def test_an_option_that_help_leaves_out_works(capsys):
