@@ -258,9 +258,11 @@ def test_non_private_and_empty():
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan])
 def test_delta_out_of_range(delta):
+    """Also where nothing is computed from it: a row of a ledger would state a δ that is none."""
     for call in (epsilon, epsilon_reference):
-        with pytest.raises(ConfigError, match="delta"):
-            call(sgd(1.0), delta=delta)
+        for event in (sgd(1.0), NonPrivate("x"), Composed(())):
+            with pytest.raises(ConfigError, match="delta"):
+                call(event, delta=delta)
     with pytest.raises(ConfigError, match="delta"):
         rdp_to_epsilon({2: 1.0}, delta)
     with pytest.raises(ConfigError, match="delta"):
