@@ -170,10 +170,13 @@ def test_everything_on_the_api_page_exists_and_has_a_docstring(project):
         assert found.__doc__, name
 
 
-def test_every_page_is_in_the_navigation(project):
+def test_every_page_is_in_the_navigation_and_on_the_first_page(project):
     nav = (project / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    index = (project / "docs" / "index.md").read_text(encoding="utf-8")
     for page in (project / "docs").rglob("*.md"):
         name = page.relative_to(project / "docs").as_posix()
         if name.startswith(("adr/0", "results/")) and name != "adr/README.md":
             continue
         assert name in nav, f"docs/{name} is not in the navigation of mkdocs.yml"
+        if name != "index.md":
+            assert f"({name})" in index, f"docs/{name} is not on docs/index.md"
