@@ -52,6 +52,10 @@ _ASK: Final = "query.secfl"
 _WHO: Final = "query.secfl_site"
 _START_SECONDS: Final = 300.0
 _POLL_SECONDS: Final = 0.3
+_AGAIN_SECONDS: Final = 30.0
+"""A node that has not said who it is, is asked again after this time: its process may have died with the question."""
+_AWAY_SECONDS: Final = 3.0
+"""The same after the link has said that a node is away; one that comes back keeps its number."""
 
 OpenAgent = Callable[[Context], AbstractContextManager[SiteAgent | SiteHome]]
 SiteName = Callable[[Context], str]
@@ -89,6 +93,9 @@ def client_app(open_agent: OpenAgent, *, name: SiteName) -> ClientApp:
 def find_sites(grid: Grid, names: Sequence[ClientId], *, seconds: float) -> dict[ClientId, int]:
     """Which node is which site.
 
+    A node that dies while it is waited for, and one that the link still takes for present although it is dead, is
+    asked again: started again, it has the same number.
+
     Args:
         grid: Of the server app.
         names: The enrolled sites.
@@ -98,19 +105,31 @@ def find_sites(grid: Grid, names: Sequence[ClientId], *, seconds: float) -> dict
         Node ids by site; without sites that did not answer, and without those claimed by two nodes.
     """
     end = time.monotonic() + seconds
-    asked: dict[int, str] = {}
+    questions: dict[str, int] = {}
+    due: dict[int, float] = {}
+    heard: set[int] = set()
     claims: dict[ClientId, set[int]] = {}
     while True:
-        fresh = [node for node in grid.get_node_ids() if node not in asked]
-        questions = [
-            Message(RecordDict({_RECORD: ConfigRecord({})}), dst_node_id=node, message_type=_WHO)
-            for node in fresh
+        now = time.monotonic()
+        nodes = [node for node in grid.get_node_ids() if node not in heard and due.get(node, now) <= now]
+        due.update(dict.fromkeys(nodes, now + _AGAIN_SECONDS))
+        messages = [
+            Message(
+                RecordDict({_RECORD: ConfigRecord({})}),
+                dst_node_id=node,
+                message_type=_WHO,
+                ttl=4 * _AGAIN_SECONDS,  # a node that is busy finds few of them when it has time
+            )
+            for node in nodes
         ]
-        asked.update(zip(fresh, grid.push_messages(questions) if questions else (), strict=True))
-        waiting = [number for number in asked.values() if number]
-        for reply in grid.pull_messages(waiting) if waiting else ():
-            node = reply.metadata.src_node_id
-            asked[node] = ""
+        numbers = grid.push_messages(messages) if messages else ()
+        questions.update((number, node) for number, node in zip(numbers, nodes, strict=True) if number)
+        for reply in grid.pull_messages(list(questions)) if questions else ():
+            node = questions.pop(reply.metadata.reply_to_message_id)
+            if reply.has_error():
+                due[node] = min(due[node], time.monotonic() + _AWAY_SECONDS)
+                continue
+            heard.add(node)
             site = _said(reply, "site")
             if isinstance(site, str):
                 claims.setdefault(ClientId(site), set()).add(node)

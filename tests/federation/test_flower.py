@@ -84,7 +84,9 @@ class Answering:
         return [1, 2]
 
     def push_messages(self, messages):
-        return [str(message.metadata.dst_node_id) for message in messages]
+        return [
+            str(message.metadata.dst_node_id) for message in messages
+        ]  # a question's number is its node's
 
     def pull_messages(self, numbers):
         return [Reply(int(number), self.said[int(number)]) for number in numbers]
@@ -97,24 +99,72 @@ class Reply:
     """A node's reply, with the parts that are read."""
 
     def __init__(self, node, content) -> None:
-        self.metadata, self.content = types.SimpleNamespace(src_node_id=node), content
+        self.metadata = types.SimpleNamespace(src_node_id=node, reply_to_message_id=str(node))
+        self.content = content
 
     def has_error(self):
-        return False
+        return self.content is None
+
+
+class Returning(Answering):
+    """A grid whose first node dies with the first question: the link says so, or finds nothing out."""
+
+    def __init__(self, *names, says_so) -> None:
+        super().__init__(*names)
+        self.says_so, self.asked = says_so, []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.asked += [message.metadata.dst_node_id for message in messages]
+        return super().push_messages(messages)
+
+    def pull_messages(self, numbers):
+        for reply in super().pull_messages(numbers):
+            if reply.metadata.src_node_id != 1 or self.asked.count(1) > 1:
+                yield reply
+            elif self.says_so:
+                yield Reply(1, None)
+
+
+@pytest.fixture
+def grid_content(monkeypatch):
+    """Makes the content of a node's reply, with messages allowed as inside of a run."""
+    flwr = pytest.importorskip("flwr.app", reason="needs the extra flower: make test-flower")
+    identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
+    for field in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(identity, field, 1)
+    return lambda **fields: flwr.RecordDict({"secfl": flwr.ConfigRecord(fields)})
+
+
+@pytest.mark.parametrize("says_so", [True, False], ids=["said to be away", "silent"])
+def test_a_node_that_dies_while_it_is_waited_for_is_asked_again(monkeypatch, grid_content, says_so):
+    """Started again it has the same number; asked once, it would be missing from the round."""
+    from secfl.federation import flower
+
+    for name in ("_AGAIN_SECONDS", "_AWAY_SECONDS", "_POLL_SECONDS"):
+        monkeypatch.setattr(flower, name, 0.01, raising=False)
+    grid = Returning(grid_content(site="a"), grid_content(site="b"), says_so=says_so)
+    assert flower.find_sites(grid, ["a", "b"], seconds=30.0) == {"a": 1, "b": 2}
+    assert grid.asked.count(2) == 1  # who has answered is not asked again
+
+
+def test_a_node_that_is_away_is_not_asked_all_the_time(monkeypatch, grid_content):
+    from secfl.federation import flower
+
+    monkeypatch.setattr(flower, "_POLL_SECONDS", 0.01)
+    grid = Returning(None, grid_content(site="b"), says_so=True)
+    assert flower.find_sites(grid, ["a", "b"], seconds=0.3) == {"b": 2}
+    assert grid.asked.count(1) == 1
 
 
 @pytest.mark.parametrize("odd", ["nothing", "other record", "no field", "number"])
-def test_a_node_that_answers_something_else_is_left_out(odd, monkeypatch):
+def test_a_node_that_answers_something_else_is_left_out(odd, grid_content):
     """Otherwise one site could end everybody's run."""
-    flwr = pytest.importorskip("flwr.app")
-    identity = pytest.importorskip("flwr.supercore.task_identity").TaskIdentity
-    for field in ("_task_id", "_run_id", "_node_id"):  # messages can be made inside of a run only
-        monkeypatch.setattr(identity, field, 1)
+    import flwr.app as flwr
+
     from secfl.federation.flower import FlowerExchange, find_sites
 
-    def content(**fields):
-        return flwr.RecordDict({"secfl": flwr.ConfigRecord(fields)})
-
+    content = grid_content
     wrong = {
         "nothing": flwr.RecordDict({}),
         "other record": flwr.RecordDict({"secfl": flwr.MetricRecord({"site": 1, "reply": 2})}),
