@@ -9,17 +9,17 @@ import os
 import signal
 import struct
 import sys
-import time
+from collections.abc import Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from secfl.crypto.snapshots import split_fields
+from secfl.federation.checkpoint import write_atomically
 from secfl.testing.rehearsal import prepare_homes
 
 SITES = tuple(f"site-{number:02d}" for number in range(4))
-FACTORY = "secfl.testing.tasks:linear_task"
+FACTORY = "secfl.testing.tasks:linear_task"  # as in flower_app
 _DEMO = Path(__file__).parents[2] / "examples" / "flower-app" / "demo.py"
-_ACTIVATED = "[Fleet.ActivateNode] Activated"
 _APP = """
 [build-system]
 requires = ["hatchling"]
@@ -43,24 +43,7 @@ node-auth = false
 processes = 0
 resume = false
 """
-_COMPONENTS = f"""
-import hashlib, os
-from pathlib import Path
-from secfl.federation import coordinator
-from secfl.federation.flower import coordinator_app, site_app
-from secfl.federation.offer import UPDATE_VECTOR
-
-mean_update = coordinator.mean_update
-
-def opened(result, **more):
-    with Path(os.environ["FLWR_HOME"]).with_name("sums").open("a") as file:
-        file.write(hashlib.sha256(result.sums[UPDATE_VECTOR].tobytes()).hexdigest() + "\\n")
-    return mean_update(result, **more)
-
-coordinator.mean_update = opened
-server = coordinator_app({FACTORY!r})
-client = site_app({FACTORY!r})
-"""
+_COMPONENTS = Path(__file__).with_name("flower_app.py")
 
 
 class Deployment:
@@ -68,28 +51,14 @@ class Deployment:
 
     def __init__(self, demo, root: Path, processes, port: int) -> None:
         self.demo, self.root, self.processes, self.port = demo, root, processes, port
-        self.out = root / "run"
+        self.out, self._holds = root / "run", root / "holds"
 
     def start_node(self, site: str) -> None:
         self.demo.start_node(self.root, self.processes, site, number=SITES.index(site), port=self.port)
 
-    def start_node_again(self, site: str, *, seconds: float = 300) -> None:
-        """Until the link takes it, as a service that is started again does.
-
-        Flower refuses a node with the key of one whose heartbeats it still expects.
-        """
-        log = self.root / "logs" / "superlink.log"
-        active = log.read_text(encoding="utf-8", errors="replace").count(_ACTIVATED)
-        end = time.monotonic() + seconds
-        while True:
-            self.start_node(site)
-            while self.processes.runs(site):
-                if log.read_text(encoding="utf-8", errors="replace").count(_ACTIVATED) > active:
-                    return
-                time.sleep(0.2)
-            assert time.monotonic() < end, f"the link does not take {site} again"
-            self.processes.kill(site)
-            time.sleep(2)
+    def start_node_again(self, site: str) -> None:
+        """Until the link takes it."""
+        self.demo.start_node_again(self.root, self.processes, site, number=SITES.index(site), port=self.port)
 
     def kill_everything(self) -> None:
         """As a service manager or a power cut does: also what the link started in sessions of its own.
@@ -139,20 +108,21 @@ class Deployment:
             position += 24 + length + hashlib.sha256().digest_size
         return found
 
-    def last_round(self, site: str) -> int:
-        """The last round id in which a site answered; -1 for none."""
-        return max(self.answers(site), default=-1)
+    def hold(self, site: str, *, index: int, moment: str) -> None:
+        """Let a site stand still at a moment of a round, "before answer 4" or "after answer 4", until it is killed."""
+        write_atomically(self._holds / site, f"round {index}, {moment}".encode())
 
-    def wait_for_answers(self, site: str, total: int, *, after: int, seconds: float = 900) -> None:
-        """Until a site has answered so many requests of a round later than ``after``."""
-        end = time.monotonic() + seconds
-        while True:
-            found = self.answers(site)
-            last = max(found, default=-1)
-            if last > after and found[last] >= total:
-                return
-            assert time.monotonic() < end, f"{site} has not answered in time"
-            time.sleep(0.02)
+    def wait_until_held(self, sites: Sequence[str]) -> None:
+        self.demo.wait_for(
+            lambda: all((self._holds / f"{site}.held").exists() for site in sites),
+            f"the moment at which {', '.join(sites)} should stand still",
+            self.root,
+        )
+
+    def release(self, site: str) -> None:
+        """Take a hold away, for the process that is started next."""
+        for name in (site, f"{site}.held"):
+            (self._holds / name).unlink()
 
 
 @contextmanager
@@ -164,7 +134,8 @@ def deployment(root: Path, settings: str):
     app = root / "app"
     app.mkdir()
     (app / "pyproject.toml").write_text(_APP, encoding="utf-8")
-    (app / "carried_app.py").write_text(_COMPONENTS, encoding="utf-8")
+    (app / "carried_app.py").write_bytes(_COMPONENTS.read_bytes())
+    (root / "holds").mkdir()
     demo.SITES, demo.APP = SITES, app
     prepare_homes(root, SITES, settings=settings)
     demo.certificates(root / "certificates")
