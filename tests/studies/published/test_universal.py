@@ -75,9 +75,10 @@ class TestSizes:
         request = Request(preset=preset, seeds=(0,))
         size = SIZES[preset]
         jobs = {job.name: job for stage in STUDY.stages(request, tmp_path) for job in stage}
-        settings, epochs, _ = jobs["alone-0"].arguments[1]
+        settings, newcomers, epochs, _ = jobs["alone-0"].arguments[1]
         training = settings["training"]
         assert epochs == training["rounds"] * training["local_epochs"] + size.final_epochs
+        assert set(newcomers) == set(settings["data"]["sites"])
         assert len(jobs) == 3 + size.tasks
         assert all(STUDY.expected_seconds(request, job) > 0 for job in jobs.values())
 

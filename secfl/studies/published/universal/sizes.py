@@ -12,7 +12,15 @@ from typing import Any
 from secfl.errors import ConfigError
 from secfl.studies.published.interface import Preset, Request
 
-__all__ = ["SIZES", "Size", "federated_settings", "server_settings", "size_of", "tasks_of"]
+__all__ = [
+    "SIZES",
+    "Size",
+    "federated_settings",
+    "newcomer_settings",
+    "server_settings",
+    "size_of",
+    "tasks_of",
+]
 
 _CHANNELS = 4
 """Of every image: those of the modality with the most, the MRI; others are repeated in turn."""
@@ -40,6 +48,7 @@ class Size:
         image_size: Side of the phantom's images, pixels.
         images: Of a client's phantom, labelled for training and held for the test together.
         labelled: Images that a client has labels for and trains on.
+        few: Those of a client that meets the backbone later, with a task that the federation has not seen.
         slices: Of a volume.
         server_images: Of one modality on the server, without labels.
         channels: Feature maps of the U-Net.
@@ -63,6 +72,7 @@ class Size:
     image_size: int
     images: int
     labelled: int
+    few: int
     slices: int
     server_images: int
     channels: tuple[int, ...]
@@ -85,6 +95,16 @@ class Size:
         """Share of a client's phantom that is held for the test."""
         return 1.0 - self.labelled / self.images
 
+    @property
+    def newcomer_images(self) -> int:
+        """Of a client that comes later: it has few labels, and as many images for the test as others."""
+        return self.few + self.images - self.labelled
+
+    @property
+    def newcomer_test_fraction(self) -> float:
+        """Share of them that is held for the test."""
+        return 1.0 - self.few / self.newcomer_images
+
 
 SIZES: Mapping[Preset, Size] = MappingProxyType(
     {
@@ -93,6 +113,7 @@ SIZES: Mapping[Preset, Size] = MappingProxyType(
             image_size=32,
             images=8,
             labelled=4,
+            few=4,
             slices=1,
             server_images=8,
             channels=(4, 8, 8),
@@ -113,30 +134,32 @@ SIZES: Mapping[Preset, Size] = MappingProxyType(
         Preset.SMALL: Size(
             tasks=8,
             image_size=48,
-            images=32,
-            labelled=4,
+            images=44,
+            labelled=16,
+            few=4,
             slices=4,
             server_images=32,
             channels=(8, 16, 32),
             pretrain_epochs=12,
             pretrain_rate=4e-3,
-            rounds=12,
-            local_epochs=4,
+            rounds=20,
+            local_epochs=3,
             stages=(1,),
-            final_epochs=100,
+            final_epochs=60,
             tune_epochs=40,
             probe_epochs=40,
             probe_rate=5e-2,
             batch_size=4,
             learning_rate=6e-3,
-            server_rate=2.5,
-            seconds=(14.0, 22.0, 55.0),
+            server_rate=2.0,
+            seconds=(15.0, 45.0, 110.0),
         ),
         Preset.PAPER: Size(
             tasks=8,
             image_size=256,
             images=640,
             labelled=160,
+            few=16,
             slices=16,
             server_images=2000,
             channels=(32, 64, 128, 256, 512),
@@ -238,6 +261,17 @@ def federated_settings(
         },
         "secure_agg": {"scheme": request.scheme.value},
     }
+
+
+def newcomer_settings(
+    request: Request, name: str, own: Mapping[str, Any], *, seed: int, pretrained: Path
+) -> dict[str, Any]:
+    """A client alone that comes later, with few labels, as a tree."""
+    size = size_of(request)
+    site = _phantom(size, name, images=size.newcomer_images) if request.data == "phantom" else own
+    tree = federated_settings(request, {name: site}, seed=seed, pretrained=pretrained)
+    data = {"phantom_images": size.newcomer_images, "test_fraction": size.newcomer_test_fraction}
+    return {**tree, "data": {**tree["data"], **data}}
 
 
 def server_settings(request: Request, tasks: Mapping[str, Mapping[str, Any]], *, seed: int) -> dict[str, Any]:

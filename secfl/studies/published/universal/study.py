@@ -12,6 +12,7 @@ from secfl.studies.published.interface import Drawing, Prose, Request, Results, 
 from secfl.studies.published.runs import run_job
 from secfl.studies.published.universal.sizes import (
     federated_settings,
+    newcomer_settings,
     server_settings,
     size_of,
     tasks_of,
@@ -51,10 +52,15 @@ class UniversalStudy:
             second.append(
                 run_job(f"all-{seed}", everybody, runs=runs, collect=work.after_federation(size.final_epochs))
             )
+            newcomers = {
+                name: newcomer_settings(request, name, own, seed=seed, pretrained=backbone)
+                for name, own in tasks.items()
+            }
             second.append(
                 work.alone_job(
                     f"alone-{seed}",
                     everybody,
+                    newcomers=newcomers,
                     epochs=size.rounds * size.local_epochs + size.final_epochs,
                     meeting=meeting,
                     runs=runs,
@@ -62,13 +68,12 @@ class UniversalStudy:
             )
             for left in tasks:
                 others = {name: own for name, own in tasks.items() if name != left}
-                only = federated_settings(request, {left: tasks[left]}, seed=seed, pretrained=backbone)
                 second.append(
                     run_job(
                         f"without-{left}-{seed}",
                         federated_settings(request, others, seed=seed, pretrained=backbone),
                         runs=runs,
-                        collect=work.unseen(only, meeting=meeting),
+                        collect=work.unseen(newcomers[left], meeting=meeting),
                     )
                 )
         return [first, second]

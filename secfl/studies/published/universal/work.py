@@ -40,9 +40,20 @@ def pretraining_job(name: str, settings: Mapping[str, Any], *, runs: Path) -> Jo
     return _job(name, _pretrain, (dict(settings), runs / name / BACKBONE), runs=runs)
 
 
-def alone_job(name: str, settings: Mapping[str, Any], *, epochs: int, meeting: Unseen, runs: Path) -> Job:
-    """Every client alone from the server's backbone: as many steps as with a federation; and as an unseen one."""
-    return _job(name, _alone, (dict(settings), epochs, meeting), runs=runs)
+def alone_job(
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    newcomers: Mapping[str, Mapping[str, Any]],
+    epochs: int,
+    meeting: Unseen,
+    runs: Path,
+) -> Job:
+    """Every client alone from the server's backbone: as many steps as with a federation; and as one that comes later.
+
+    ``newcomers`` has the settings of the latter, by task.
+    """
+    return _job(name, _alone, (dict(settings), dict(newcomers), epochs, meeting), runs=runs)
 
 
 def after_federation(final: int) -> Collect:
@@ -131,17 +142,18 @@ def _as_unseen(task: SegmentationTask, site: str, state: State, *, meeting: Unse
     }
 
 
-def _alone(settings: Mapping[str, Any], epochs: int, meeting: Unseen) -> Mapping[str, Any]:
+def _alone(
+    settings: Mapping[str, Any], newcomers: Mapping[str, Mapping[str, Any]], epochs: int, meeting: Unseen
+) -> Mapping[str, Any]:
     from secfl.segmentation.segmentation_task import Learned
 
     config = load_config(None, settings)
     tasks: dict[str, Any] = {}
     for site in sorted(config.data.sites):
-        task = _task_of(config, site)
-        start = task.initial_state()
+        task, newcomer = _task_of(config, site), _task_of(load_config(None, newcomers[site]), site)
         tasks[site] = {
-            "alone": _score(task, site, start, epochs=epochs, learned=Learned.ALL),
-            "unseen": _as_unseen(task, site, start, meeting=meeting),
+            "alone": _score(task, site, task.initial_state(), epochs=epochs, learned=Learned.ALL),
+            "unseen": _as_unseen(newcomer, site, newcomer.initial_state(), meeting=meeting),
         }
     return {"arm": _WITHOUT_FEDERATION, "tasks": tasks}
 
