@@ -84,8 +84,8 @@ def prose_of(request: Request, results: Results) -> Prose:
         (
             "How the settings of the small size were found: learning rate and passes on seed 900, the rest by "
             "tries of leaving two tasks out on seed 100; neither is reported. With 4 labelled images at every "
-            "client, 12 rounds of 12 local passes and 200 passes of the probe its gain was -0.04, that of fine- "
-            "tuning +0.02. With 16 at the clients of the federation and 4 at a newcomer, 20 rounds of 3 passes "
+            "client, 12 rounds of 12 local passes and 200 passes of the probe its gain was -0.04, that of "
+            "fine-tuning +0.02. With 16 at the clients of the federation and 4 at a newcomer, 20 rounds of 3 passes "
             "gave +0.11 for the probe and +0.05 for fine-tuning, 60 rounds of 1 pass +0.06 and +0.05, the mean of "
             "that backbone and the server's own +0.05 and +0.01."
         ),
