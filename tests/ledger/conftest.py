@@ -11,6 +11,7 @@ import pytest
 
 from secfl.crypto.identity import Directory, Identity
 from secfl.dp.accounting import Relation
+from secfl.dp.plan import PrivacyPlan
 from secfl.guarantees import Assumption, Guarantee, UnitOfPrivacy, Visibility
 from secfl.ledger import (
     Exposure,
@@ -70,6 +71,22 @@ class Workshop:
             "software": "tests",
         }
         return RunHeader(**(values | changes))
+
+    def plan(self, **changes: object) -> PrivacyPlan:
+        """Ten releases for patients of which each takes part in 4 %."""
+        values = {
+            "unit": UnitOfPrivacy.PATIENT,
+            "clip_norm": 1.0,
+            "grid_norm": 4096,
+            "dimension": 1000,
+            "noise_multiplier": 1.0,
+            "releases": 10,
+            "cohort_size": len(self.cohort),
+            "threshold": self.threshold,
+            "delta": 1e-5,
+            "sampling_rate": 0.04,
+        }
+        return PrivacyPlan(**(values | changes))
 
     def guarantee(self, **changes: object) -> Guarantee:
         n, t = len(self.cohort), self.threshold

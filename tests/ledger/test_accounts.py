@@ -47,6 +47,18 @@ def count_until_refused(ledger, workshop, survivors="abcde", **changes) -> int:
     raise AssertionError("never refused")
 
 
+def how_many(charge: Charge, budget: Budget) -> int:
+    """Equal charges until the meter refuses one."""
+    meter, count = Meter(budget), 0
+    while True:
+        try:
+            meter.require(charge)
+        except BudgetExhausted:
+            return count
+        meter.add(charge)
+        count += 1
+
+
 class TestRunBudget:
     def run(self, make_ledger, workshop, budget, name="run.jsonl", **changes):
         ledger = make_ledger(workshop, workshop.header(budget=budget), name=name)
@@ -438,14 +450,7 @@ class TestMeter:
             workshop.noise(sampling=Sampling.NONE, sampling_rate=1.0, count=1), workshop.guarantee()
         )
         charge = planned_charge(ledger.state.latest_terms, BUDGET)
-        meter, fits = Meter(BUDGET), 0
-        while True:
-            try:
-                meter.require(charge)
-            except BudgetExhausted:
-                break
-            meter.add(charge)
-            fits += 1
+        fits = how_many(charge, BUDGET)
         from secfl.dp.accounting import epsilon
         from secfl.dp.events import SelfComposed
 
@@ -455,18 +460,9 @@ class TestMeter:
     def test_a_filter_sets_a_fixed_part_of_delta_aside_for_errors(self):
         """What one path spends on errors must not change how much divergence another path may spend."""
         budget = Budget(epsilon=8.0, delta=1e-5, order=8)
-        fitting = []
-        for error in (0.0, 1e-15, 4e-14):
-            meter, count = Meter(budget), 0
-            charge = Charge(event=Gaussian(20.0), error=error)
-            while True:
-                try:
-                    meter.require(charge)
-                except BudgetExhausted:
-                    break
-                meter.add(charge)
-                count += 1
-            fitting.append(count)
+        fitting = [
+            how_many(Charge(event=Gaussian(20.0), error=error), budget) for error in (0.0, 1e-15, 4e-14)
+        ]
         assert fitting[0] == fitting[1] == fitting[2]
         too_much = Charge(event=Gaussian(1e6), error=0.011 * 1e-5 / (1 + math.exp(8.0)))
         with pytest.raises(BudgetExhausted):

@@ -11,10 +11,9 @@ from dataclasses import replace
 import pytest
 
 from secfl.crypto.identity import Directory
-from secfl.dp.plan import PrivacyPlan
 from secfl.dp.rdp import rdp_curve
 from secfl.errors import LedgerCorrupted, LocalProtocolError, PrivacyError
-from secfl.guarantees import UnitOfPrivacy, Visibility
+from secfl.guarantees import Visibility
 from secfl.ledger import Budget, Composed, Family, NonPrivate, Placement, PrivacyLedger, SiteNoise
 from secfl.ledger.canonical import parse_line
 from secfl.ledger.checkpoints import Checkpoint
@@ -158,18 +157,8 @@ class TestExtremes:
             {"releases": [1]},
         ],
     )
-    def test_plans_that_cannot_be_carried_out_are_findings(self, written, depth, changes):
-        plan = PrivacyPlan(
-            unit=UnitOfPrivacy.PATIENT,
-            clip_norm=1.0,
-            grid_norm=4096,
-            dimension=10,
-            noise_multiplier=1.0,
-            releases=5,
-            cohort_size=5,
-            threshold=4,
-            delta=1e-5,
-        )
+    def test_plans_that_cannot_be_carried_out_are_findings(self, written, workshop, depth, changes):
+        plan = workshop.plan(dimension=10, releases=5, sampling_rate=1.0)
         verdict = verify_file(written(header={"plan": plan.to_dict() | changes}), depth=depth)
         assert verdict.findings
 

@@ -6,9 +6,7 @@ import sys
 import pytest
 
 from secfl.crypto.identity import Directory
-from secfl.dp.plan import PrivacyPlan
 from secfl.errors import ConfigError, LedgerCorrupted
-from secfl.guarantees import UnitOfPrivacy
 from secfl.ledger import NonPrivate, PrivacyLedger, Witness, event_from_plan
 from secfl.ledger.checkpoints import Checkpoint
 from secfl.ledger.verify import Status, verify_file
@@ -98,11 +96,6 @@ def test_delta_can_be_chosen(closed):
 
 
 class TestPlans:
-    def plan(self, **changes):
-        values = {"unit": UnitOfPrivacy.PATIENT, "clip_norm": 1.0, "grid_norm": 4096, "dimension": 1000}
-        values |= {"noise_multiplier": 1.0, "releases": 10, "cohort_size": 5, "threshold": 4, "delta": 1e-5}
-        return PrivacyPlan(**(values | {"sampling_rate": 0.04} | changes))
-
     def findings(self, workshop, tmp_path, plan, event, rounds=1):
         path = tmp_path / "planned.jsonl"
         with PrivacyLedger.create(path, workshop.header(plan=plan.to_dict())) as ledger:
@@ -111,7 +104,7 @@ class TestPlans:
         return verify_file(path).findings
 
     def test_a_run_that_follows_its_plan(self, workshop, tmp_path):
-        plan = self.plan()
+        plan = workshop.plan()
         assert self.findings(workshop, tmp_path, plan, event_from_plan(plan, count=5), rounds=2) == ()
 
     @pytest.mark.parametrize(
@@ -124,23 +117,25 @@ class TestPlans:
         ],
     )
     def test_another_mechanism_is_named(self, workshop, tmp_path, changes, named):
-        (finding,) = self.findings(workshop, tmp_path, self.plan(), event_from_plan(self.plan(**changes)))
+        (finding,) = self.findings(
+            workshop, tmp_path, workshop.plan(), event_from_plan(workshop.plan(**changes))
+        )
         assert finding.startswith("entry 1 records " + named)
 
     def test_more_releases_than_planned(self, workshop, tmp_path):
-        plan = self.plan()
+        plan = workshop.plan()
         assert self.findings(workshop, tmp_path, plan, event_from_plan(plan, count=11)) == (
             "11 releases count as spent, the plan has 10",
         )
 
     def test_a_release_without_privacy(self, workshop, tmp_path):
         (finding,) = self.findings(
-            workshop, tmp_path, self.plan(), NonPrivate(reason="a seed made the noise")
+            workshop, tmp_path, workshop.plan(), NonPrivate(reason="a seed made the noise")
         )
         assert "a seed made the noise" in finding
 
     def test_a_header_that_contradicts_its_plan(self, workshop, tmp_path):
-        plan = self.plan(threshold=5, delta=1e-6)
+        plan = workshop.plan(threshold=5, delta=1e-6)
         found = self.findings(workshop, tmp_path, plan, event_from_plan(plan))
         assert [finding.split()[3] for finding in found] == ["delta", "threshold"]
 

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from secfl.dp.plan import PrivacyPlan
 from secfl.errors import ConfigError, LocalProtocolError, PrivacyError, UnsupportedEvent
-from secfl.guarantees import Adversary, Behaviour, UnitOfPrivacy, View, Visibility
+from secfl.guarantees import Adversary, Behaviour, View, Visibility
 from secfl.ledger import (
     Composed,
     Family,
@@ -431,41 +430,15 @@ class TestEventsFromElsewhere:
             with pytest.raises(UnsupportedEvent, match="Laplace"):
                 translate(unknown)
 
-    def test_plans(self):
-        from secfl.dp.plan import PrivacyPlan
-
-        plan = PrivacyPlan(
-            unit=UnitOfPrivacy.PATIENT,
-            clip_norm=1.0,
-            grid_norm=4096,
-            dimension=1000,
-            noise_multiplier=1.0,
-            releases=500,
-            cohort_size=5,
-            threshold=4,
-            delta=1e-5,
-            sampling_rate=0.04,
-        )
+    def test_plans(self, workshop):
+        plan = workshop.plan(releases=500)
         event = event_from_plan(plan, count=50)
         assert (event.shares, event.sensitivity, event.count) == (5, 4096.0, 50)
         assert event.placement is Placement.DISTRIBUTED
         assert 0 < event.sampler_error < 1e-30
 
     def test_a_ledger_reaches_what_its_plan_promised(self, make_ledger, workshop):
-        from secfl.dp.plan import PrivacyPlan
-
-        plan = PrivacyPlan(
-            unit=UnitOfPrivacy.PATIENT,
-            clip_norm=1.0,
-            grid_norm=4096,
-            dimension=1000,
-            noise_multiplier=1.3,
-            releases=200,
-            cohort_size=5,
-            threshold=4,
-            delta=1e-5,
-            sampling_rate=0.04,
-        )
+        plan = workshop.plan(noise_multiplier=1.3, releases=200)
         ledger = make_ledger(workshop, workshop.header(plan=plan.to_dict()))
         for _ in range(4):
             ledger.commit(ledger.reserve(event_from_plan(plan, count=50), workshop.guarantee()))
@@ -563,19 +536,8 @@ def test_unknown_events_are_refused_never_guessed(workshop, changes, reason):
         event_from_json(workshop.noise().to_json() | changes)
 
 
-def test_noise_that_decays_has_one_event_for_each_release():
-    plan = PrivacyPlan(
-        unit=UnitOfPrivacy.PATIENT,
-        clip_norm=1.0,
-        grid_norm=4096,
-        dimension=10,
-        noise_multiplier=4.0,
-        noise_decay=0.9,
-        releases=5,
-        cohort_size=5,
-        threshold=4,
-        delta=1e-5,
-    )
+def test_noise_that_decays_has_one_event_for_each_release(workshop):
+    plan = workshop.plan(noise_multiplier=4.0, noise_decay=0.9, releases=5, sampling_rate=1.0)
     with pytest.raises(ConfigError, match="one event for each release"):
         event_from_plan(plan, count=2)
     widths = [event_from_plan(plan, release=release).noise_multiplier for release in range(3)]
