@@ -143,6 +143,13 @@ def test_impossible_grids_are_refused(make):
         make()
 
 
+@pytest.mark.parametrize("bit_slot", [10, 11])
+def test_a_slot_as_large_as_the_whole_bound_is_refused(bit_slot):
+    """Nothing, or less than nothing, would be left for the vector."""
+    with pytest.raises(ConfigError, match=f"bit_slot {bit_slot}: expected below grid_norm 10"):
+        GridClip.single(dimension=4, clip_norm=1.0, grid_norm=10, bit_slot=bit_slot)
+
+
 def test_wrong_lengths_are_refused():
     grid = GridClip.single(dimension=3, clip_norm=1.0, grid_norm=10)
     with pytest.raises(LocalProtocolError, match="3 coordinates"):

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -99,6 +100,13 @@ GOOD = {"event": "Gaussian", "noise_multiplier": 1.0}
 def test_wrong_events_are_refused(data):
     with pytest.raises(UnsupportedEvent):
         event_from_json(data)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_width_that_is_no_width_is_called_so(value):
+    """The message says what was expected, not that an accountant is too weak."""
+    with pytest.raises(UnsupportedEvent, match="noise_multiplier: expected a positive number"):
+        Gaussian(value)
 
 
 @pytest.mark.parametrize("value", [1e-10, 1e10])

@@ -117,7 +117,7 @@ def test_a_sampler_error_above_delta_is_refused():
 
 
 def test_an_order_that_cannot_reach_epsilon_is_refused():
-    with pytest.raises(ConfigError, match="order 2"):
+    with pytest.raises(ConfigError, match="order 2 cannot reach epsilon 1 at this delta"):
         RenyiFilter.from_order(2, epsilon=1.0, delta=1e-5)
 
 
