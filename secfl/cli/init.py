@@ -41,14 +41,14 @@ def init(
     )
     tree = {"data": {"source": data}, "secure_agg": {"scheme": scheme}, "privacy": privacy}
     config = load_config(None, tree)
-    seen = "Images drawn by a generator; they belong to nobody."
+    seen, check = "Images drawn by a generator; they belong to nobody.", ""
     if data != "phantom":
-        seen = _look(Path(data))
+        seen, check = _look(Path(data)), f"Check the images:  secfl data check {data} --config {out}\n"
     chosen = {"format_version", "data.source", "secure_agg.scheme", *(f"privacy.{key}" for key in privacy)}
     heading = (
         f"secfl: a run on {data}, written by `secfl init`.\n{seen}\n"
         "A key that is commented out has the value that stands there.\n"
-        f"Check the images:  secfl data check {data} --config {out}\nRun it:            secfl simulate --config {out}"
+        f"{check}Run it:            secfl simulate --config {out}"
     )
     text = commented_toml(config, chosen=frozenset(chosen), heading=heading)
     with out.open("x", encoding="utf-8") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tomllib
 from datetime import UTC, datetime, timedelta
@@ -155,6 +156,16 @@ class TestInit:
         assert "6 images" in text
         config = load_config(tmp_path / "secfl.toml", {})
         assert (config.data.source, config.privacy.epsilon) == ("eyes", 8.0)
+        check = re.search(r"^# Check the images:  secfl (.+)$", text, re.MULTILINE)
+        assert main(check[1].split()) == 0
+
+    def test_the_file_for_a_phantom_names_no_folder_to_check(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert main(["init"]) == 0
+        assert "secfl simulate --config secfl.toml" in capsys.readouterr().out
+        heading = (tmp_path / "secfl.toml").read_text().partition("format_version")[0]
+        assert "secfl simulate --config secfl.toml" in heading
+        assert "data check" not in heading
 
     def test_an_existing_file_is_left_alone(self, tmp_path, capsys):
         kept = tmp_path / "secfl.toml"
