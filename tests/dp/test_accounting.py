@@ -250,6 +250,13 @@ def test_crypto_advantage_is_added_to_delta():
 # --- what is refused
 
 
+@pytest.mark.parametrize("order", [-1, 0, 1, 10**6])
+def test_a_divergence_has_an_order_for_which_there_is_a_bound(order):
+    """At order 1 and below the sums over binomials are empty: nothing would come of them, as if it were private."""
+    with pytest.raises(ConfigError, match=f"Rényi order {order}: expected an integer from 2"):
+        rdp_of_leaf(Leaf(Gaussian(1.0), 0.04), order)
+
+
 def test_non_private_and_empty():
     assert epsilon(Composed((sgd(1.0), NonPrivate("x"))), delta=1e-5) == math.inf
     assert epsilon_reference(NonPrivate("x"), delta=1e-5) == math.inf

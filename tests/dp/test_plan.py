@@ -245,6 +245,8 @@ def test_weak_plans_need_consent_and_the_message_says_the_number():
         ({"unit": UnitOfPrivacy.CLIENT}, "not sampled"),
         ({"unit": UnitOfPrivacy.CLIENT, "sampling_rate": 1.0}, "zero_out"),
         ({"schedule": Schedule.ROUND, "planned_clients": 5}, "own noise"),
+        ({"noise_decay": 2.0, "releases": 2000}, "the last release's noise would be out of range"),
+        ({"noise_decay": 0.5, "releases": 2000}, "the last release's noise would be out of range"),
         ({"noise_decay": 0.9}, "grid_norm"),  # the last share would be narrower than 4 grid units
     ],
 )
