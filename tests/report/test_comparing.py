@@ -147,7 +147,9 @@ class TestInit:
     def test_the_command_describes_the_folder_and_the_run_starts_from_it(self, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert (
-            main(["data", "phantom", "--task", "fundus", "--out", "eyes", "--images", "6", "--size", "32"])
+            main(
+                ["data", "phantom", "--task", "dermoscopy", "--out", "eyes", "--images", "6", "--size", "32"]
+            )
             == 0
         )
         assert main(["init", "eyes", "--epsilon", "8"]) == 0
