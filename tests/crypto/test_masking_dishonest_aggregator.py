@@ -350,6 +350,35 @@ def test_a_clients_own_deal_is_not_replaced_by_another(rounds):
     assert (error.peer, error.reason) == (AGGREGATOR, "replaced the share message of c00")
 
 
+def test_a_deal_that_its_client_did_not_sign_is_refused(rounds):
+    """Else members could be invented, and somebody who is nearly alone would think itself among many."""
+    case = rounds.Round(4, 3)
+    request = rounds.request_for(case.requests_until("masked-input"), "c00")
+    content = bytes(rounds.content_of(request))
+    deals = Delivery.decode(memoryview(content), peer=AGGREGATOR, recipient=0, clients=4).deals.members
+    signature = bytes(deals[2].signature)
+    assert content.count(signature) == 1
+    for forged in (bytes(64), bytes(deals[1].signature)):
+        error = rounds.refused(
+            case.parties["c00"], rounds.replaced(request, content.replace(signature, forged))
+        )
+        assert (error.peer, "relayed a false statement" in error.reason) == (AGGREGATOR, True)
+    assert case.answer([request])
+
+
+def test_a_request_out_of_turn_is_no_evidence_of_two_requests(rounds):
+    """Who only comes too early has not contradicted itself, and is not accused of it."""
+    case = rounds.Round(4, 3)
+    early = rounds.request_for(case.requests_until("consistency"), "c00")
+    again = case.client("c00")
+    again.start()
+    error = rounds.refused(again, early)
+    assert (error.peer, error.reason.startswith("unexpected ")) == (AGGREGATOR, True)
+    assert not again.conflicts
+    case.deliver(early)
+    assert not case.parties["c00"].conflicts
+
+
 def test_two_directories_are_noticed(rounds):
     case = rounds.Round(5, 3)
     requests = case.requests_until("share")

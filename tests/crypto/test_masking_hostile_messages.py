@@ -26,7 +26,7 @@ from secfl.crypto.messages import (
     Unmask,
     escrow_bytes,
 )
-from secfl.crypto.wire import FRAME_BYTES, Phase, Signed, sign_body, verify_body
+from secfl.crypto.wire import FRAME_BYTES, MessageType, Phase, Signed, sign_body, verify_body
 from secfl.errors import BelowThreshold, LocalProtocolError, RemoteProtocolError
 from secfl.randomness import InsecureSeededRng
 from secfl.types import AGGREGATOR, VectorSpec
@@ -66,6 +66,19 @@ def test_the_first_message_wins_and_a_second_one_is_evidence(rounds, phase):
     assert again.evidence == case.aggregator.evidence
     case.finish([envelope for envelope in messages if envelope is not own])
     assert case.check() == case.names
+
+
+def test_a_client_does_not_speak_as_the_aggregator(rounds):
+    """Its message has the form of a request; the aggregator says so, and not that it came at the wrong time."""
+    case = rounds.Round(4, 3)
+    own = rounds.message_of(case.start(), "c00")
+    kinds = {MessageType(request.payload[4]) for request in rounds.Round(4, 3).requests_until("share")}
+    for kind in kinds:
+        payload = own.payload[:4] + bytes([kind]) + own.payload[5:]
+        error = rounds.refused(case.aggregator, replace(own, payload=payload))
+        assert error.peer == "c00"
+        assert error.reason == f"{kind.name.lower()} messages are not for the aggregator"
+    case.deliver(own)
 
 
 def test_evidence_needs_the_clients_signature(rounds):
