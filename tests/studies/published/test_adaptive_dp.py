@@ -13,16 +13,16 @@ from secfl.ledger.verify import Status, verify_file
 from secfl.studies.published import runner
 from secfl.studies.published.adaptive_dp import STUDY
 from secfl.studies.published.adaptive_dp.arms import MODALITIES, PRIVATE, Arm, published_share
-from secfl.studies.published.adaptive_dp.presets import PLANS
-from secfl.studies.published.adaptive_dp.settings import DELTA, EPSILON, arm_settings, modalities_of
-from secfl.studies.published.adaptive_dp.study import TRY_SEED, TUNING_SEEDS, arm_job
-from secfl.studies.published.adaptive_dp.tables import (
+from secfl.studies.published.adaptive_dp.figures import (
     movement,
     noise_over_clip,
     rounds_to,
     share_of_means,
-    table,
 )
+from secfl.studies.published.adaptive_dp.presets import PLANS
+from secfl.studies.published.adaptive_dp.settings import DELTA, EPSILON, arm_settings, modalities_of
+from secfl.studies.published.adaptive_dp.study import TRY_SEED, TUNING_SEEDS, arm_job
+from secfl.studies.published.adaptive_dp.tables import table
 from secfl.studies.published.adaptive_dp.words import words
 from secfl.studies.published.interface import Preset, Request
 from secfl.studies.published.runner import run_published

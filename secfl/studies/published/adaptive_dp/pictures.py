@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any, Final
 
 from secfl.studies.published.adaptive_dp.arms import PRIVATE, STATIC_CLIP, Arm, Modality
+from secfl.studies.published.adaptive_dp.figures import classes_of, dice_of
 from secfl.studies.published.adaptive_dp.presets import PLANS
 from secfl.studies.published.adaptive_dp.settings import modalities_of
 from secfl.studies.published.adaptive_dp.study import arm_job
-from secfl.studies.published.adaptive_dp.tables import classes_of, dice_of
 from secfl.studies.published.interface import Drawing, Request, Results
 
 __all__ = ["pictures"]

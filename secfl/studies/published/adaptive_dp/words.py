@@ -7,10 +7,7 @@ from statistics import fmean
 
 from secfl.ledger.verify import Status
 from secfl.studies.published.adaptive_dp.arms import PRIVATE, STATIC_CLIP, Arm, Modality
-from secfl.studies.published.adaptive_dp.presets import PLANS
-from secfl.studies.published.adaptive_dp.settings import CLINICS, DELTA, EPSILON, modalities_of
-from secfl.studies.published.adaptive_dp.study import PUBLIC_SEED, TRY_SEED, arm_job, tried
-from secfl.studies.published.adaptive_dp.tables import (
+from secfl.studies.published.adaptive_dp.figures import (
     LEAST_LEARNED,
     LEAST_LOSS,
     TARGET,
@@ -21,6 +18,9 @@ from secfl.studies.published.adaptive_dp.tables import (
     share_of_means,
     statement,
 )
+from secfl.studies.published.adaptive_dp.presets import PLANS
+from secfl.studies.published.adaptive_dp.settings import CLINICS, DELTA, EPSILON, modalities_of
+from secfl.studies.published.adaptive_dp.study import PUBLIC_SEED, TRY_SEED, arm_job, tried
 from secfl.studies.published.interface import Preset, Prose, Request, Results
 
 __all__ = ["words"]
