@@ -123,12 +123,12 @@ RULES = (
     Rule(
         name="decay",
         text="noise falls by an announced factor in every step, fixed clip",
-        keys={"noise_decay": 0.985},
+        keys={"noise_decay": 0.995},
     ),
     Rule(
         name="quantile-decay",
         text="private median and falling noise together",
-        keys={"quantile_clip": {"quantile": 0.5, **_QUANTILE}, "noise_decay": 0.985},
+        keys={"quantile_clip": {"quantile": 0.5, **_QUANTILE}, "noise_decay": 0.995},
     ),
 )
 """Tried on a seed that no figure of the arms comes from, beside `PROXY_RULES`."""

@@ -1,6 +1,6 @@
 """The sizes of the study.
 
-Step sizes, clips and rules were chosen on seeds 101 and 901, which no figure of an arm comes from.
+Everything was chosen on seeds 100, 101 and 901, which no figure of an arm comes from; `trials` has every try.
 """
 
 from __future__ import annotations
@@ -65,51 +65,48 @@ def _small_unet(*channels: int) -> Mapping[str, Any]:
 
 _SKIN: Final = Size(
     image_size=32,
-    model=_small_unet(6, 8, 12),
+    model=_small_unet(4, 6, 8),
     images_per_patient=2,
-    patients=60,
+    patients=1000,
     test_patients=20,
-    sampling_rate=0.1,
-    steps=120,
-    physical_batch=48,
-    step_size=_steps(0.03, 0.03, 0.03),
-    tuned_clip=0.25,
+    sampling_rate=0.03,
+    steps=320,
+    physical_batch=96,
+    step_size=_steps(0.02, 0.04, 0.04),
+    tuned_clip=0.15,
     rule=_rule(0.3),
-    rounds=24,
+    rounds=5,
     learning_rate=0.01,
-    seconds=_seconds(12.0, 14.0),
+    seconds=_seconds(32.0, 57.0),
 )
 
 _KIDNEY: Final = replace(
     _SKIN,
+    model=_small_unet(6, 8, 12),
     images_per_patient=1,
-    patients=160,
+    patients=240,
     test_patients=12,
-    sampling_rate=0.06,
+    sampling_rate=0.04,
     steps=160,
     physical_batch=16,
-    step_size=_steps(0.04, 0.04, 0.04),
+    step_size=_steps(0.02, 0.04, 0.04),
     tuned_clip=0.1,
-    rule=_rule(0.5),
+    rule=_rule(0.2),
     batch_size=4,
-    rounds=8,
-    seconds=_seconds(18.0, 34.0),
+    rounds=6,
+    seconds=_seconds(21.0, 35.0),
 )
 
 _BRAIN: Final = replace(
     _SKIN,
-    model={"channels": [4, 4, 4]},
-    patients=160,
     test_patients=10,
-    sampling_rate=0.05,
-    steps=240,
-    step_size=_steps(0.05, 0.05, 0.05),
-    tuned_clip=0.5,
-    rule=_rule(0.5),
-    batch_size=4,
+    steps=480,
+    step_size=_steps(0.025, 0.04, 0.04),
+    tuned_clip=0.2,
+    rule=_rule(0.3),
     rounds=8,
     learning_rate=0.02,
-    seconds=_seconds(24.0, 46.0),
+    seconds=_seconds(37.0, 90.0),
 )
 
 _SMALL: Final = {"skin": _SKIN, "kidney": _KIDNEY, "brain": _BRAIN}

@@ -21,6 +21,7 @@ from secfl.studies.published.adaptive_dp.figures import (
 from secfl.studies.published.adaptive_dp.presets import PLANS
 from secfl.studies.published.adaptive_dp.settings import CLINICS, DELTA, EPSILON, modalities_of
 from secfl.studies.published.adaptive_dp.study import PUBLIC_SEED, TRY_SEED, arm_job, tried
+from secfl.studies.published.adaptive_dp.trials import HOW_SETTINGS_WERE_FOUND
 from secfl.studies.published.interface import Preset, Prose, Request, Results
 
 __all__ = ["words"]
@@ -117,13 +118,14 @@ def _ours(request: Request) -> tuple[str, ...]:
         (
             f"**Static DP**: clip norm {STATIC_CLIP:g}, the default of this program and of common tutorials, and about "
             "the median norm of a patient's gradient before the first step (1.0 to 1.3 on the phantoms of seed 101). "
-            "Steps, batches, ε and everything else are those of the other private arms."
+            "Its step size is the better of those tried for it on seed 100; number of steps, batches, ε and everything "
+            "else are those of the other private arms."
         ),
         (
-            "**Static DP, tuned clip**: a fixed clip near the median norm while a model was learned on a seed that is "
-            "not reported; the norms were looked at, no search was made. The difference between it and the adaptive "
-            "arm is what adapting itself gives; the rest of what is recovered is what a better clip gives. A clinic "
-            "could only have this clip by paying for the search."
+            "**Static DP, tuned clip**: a fixed clip near the quantile of the norms that the adaptive arm follows, "
+            "about as they were while a model was learned on a seed that is not reported; no search was made. The "
+            "difference between it and the adaptive arm is what adapting itself gives; the rest of what is recovered "
+            "is what a better clip gives. A clinic could only have this clip by paying for the search."
         ),
         (
             "**Adaptive DP**: starts at the static arm's clip; from then on the clip follows a quantile of the "
@@ -162,33 +164,10 @@ def _ours(request: Request) -> tuple[str, ...]:
     size = (
         (
             (
-                "Cohorts are small enough for static DP to lose some points, as in the publication. With many more "
-                "patients every arm comes close to no privacy, and there is little to recover."
+                "Cohorts were chosen so that static DP loses some points, as in the publication: with few patients "
+                "noise drowns both private arms; with many more every arm comes close to no privacy."
             ),
-            (
-                "A former version had 80 patients (brain 160) a clinic, 120 steps of constant size, and its own U-Net "
-                "for the skin. On seeds 0 to 2 its adaptive arm recovered 42, 71 and -9 %, and a tuned fixed clip 46, "
-                "89 and -8 %: noise and too few steps, not the clip. These seeds were looked at, so other ones are to "
-                "be reported (`--first-seed`)."
-            ),
-            (
-                "Tried on seed 101, by the same mechanism in floating point, one run each, mean Dice after the last "
-                "step, sizes falling to 0.02. Skin, this network, 160 patients, q = 0.05, 120 steps: without noise "
-                "0.944, clip 1 0.926, private median 0.932, private 20 % quantile 0.930; 60 patients, q = 0.1: clip 1"
-                " 0.884, private 30 % quantile 0.916. Brain, 240 patients, q = 0.08, 120 steps of the skin's network:"
-                " clip 1 0.467, private median 0.475; its own network, 160 patients, q = 0.05, 240 steps that fall in"
-                " their second half: without noise 0.985, private median 0.806, and 0.731 from twice the step size. "
-                "Kidney, 80 patients, 120 steps that fall in their second half: private median 0.277, so it was given"
-                " more patients and steps. Two repetitions differ by several points where a modality is hardly "
-                "learned."
-            ),
-            (
-                "Tried before on seed 901, with constant steps, Dice with the clip fixed at 1, at the private median, "
-                "and at the private 20 % quantile: skin, 18 patients a step, 60 steps 0.938, 0.934, 0.939; skin, 6 a "
-                "step, 120 steps 0.891, not run, 0.913; kidney, 12 a step, 120 steps 0.049, 0.587, not run; brain, 36 "
-                "a step, 100 steps 0.802, 0.734, not run; brain, 12 a step, 120 steps 0.384, not run, 0.325. The rules "
-                "of the last group of rows are tried by the command itself."
-            ),
+            *HOW_SETTINGS_WERE_FOUND,
         )
         if request.preset is Preset.SMALL and request.data == "phantom"
         else ()
