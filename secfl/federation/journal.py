@@ -5,6 +5,9 @@ gets the stored bytes, another request for an answered phase is refused, a round
 drawn once. It lies outside of the client's snapshots, so that an old snapshot cannot undo it.
 docs/protocol.md, section 2, is normative.
 
+What was said in a round is needed until a later one is entered. Then it is forgotten, once there is enough of it: a
+program that serves one message in each process reads the journal every time.
+
 A host that is set back journal and all defeats it; such a client counts as a colluder.
 
 The journal holds what the client sent and hashes of what it was asked. It holds no secret that the aggregator
@@ -16,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,9 +28,27 @@ from secfl.crypto.snapshots import split_fields
 from secfl.errors import LocalProtocolError, RemoteProtocolError
 from secfl.federation.journal_entries import Answer, PhaseAfter, Refusal, RoundEntry
 from secfl.federation.journal_file import JournalFile, StoredRecord
+from secfl.federation.journal_records import (
+    ANSWER_FIELDS,
+    Kind,
+    apply_to_round,
+    encoded,
+    forgotten,
+    number_field,
+    read_number,
+)
 from secfl.types import ClientId, RoundSpec, join_fields
 
-__all__ = ["START", "Answer", "Journal", "PhaseAfter", "Refusal", "RoundEntry", "request_hash"]
+__all__ = [
+    "FORGET_BYTES",
+    "START",
+    "Answer",
+    "Journal",
+    "PhaseAfter",
+    "Refusal",
+    "RoundEntry",
+    "request_hash",
+]
 
 START: Final = hashlib.sha256(b"secfl/v1/journal/start").digest()
 """The request hash under which a party's first envelopes are kept: nobody asked for them."""
@@ -36,21 +56,10 @@ START: Final = hashlib.sha256(b"secfl/v1/journal/start").digest()
 MAX_REFUSALS: Final = 64
 """Refused requests that are kept for a round: enough to tell a story, too few to fill a disk."""
 
+FORGET_BYTES: Final = 1 << 20
+"""How much was said in rounds that are over before it is forgotten: each time the file is written anew."""
+
 _HASH_BYTES: Final = 32
-_ANSWER_FIELDS: Final = 7  # kind, run, round, phase, request, snapshot, after; then recipients and payloads
-
-
-class _Kind(StrEnum):
-    """The kinds of records."""
-
-    OWNER = "owner"
-    ENTERED = "entered"
-    NOISE = "noise"
-    ANSWER = "answer"
-    REFUSED = "refused"
-    ABANDONED = "abandoned"
-    RUN_FINISHED = "run-finished"
-    RUN_PRUNED = "run-pruned"
 
 
 class Journal:
@@ -96,14 +105,27 @@ class Journal:
     # Rounds
 
     def enter(self, spec: RoundSpec) -> None:
-        """Enter a round, before its keys or its noise are drawn.
+        """Enter a round, before its keys or its noise are drawn; may forget what was said in the run's earlier rounds.
+
+        That they were entered, under which specification, what was asked, and whether noise was spent is kept.
 
         Raises:
             LocalProtocolError: The round was entered before, an equal or later round of the run was, or the
                 run is finished. A retry is a new round.
         """
         self.check_enterable(spec)
-        self._append(_Kind.ENTERED, spec.run_id, _number(int(spec.round_id)), spec.digest())
+        fields = spec.run_id, number_field(int(spec.round_id)), spec.digest()
+        if self._said_bytes(spec.run_id) < FORGET_BYTES:
+            self._append(Kind.ENTERED, *fields)
+            return
+
+        def kept() -> Iterator[bytes]:
+            # One new file forgets and enters: a round that may still be asked about has all of its answers.
+            for _, body in self._file.records():
+                yield forgotten(body, spec.run_id)
+            yield join_fields(Kind.ENTERED.encode(), *fields)
+
+        self._replace_with(kept())
 
     def check_enterable(self, spec: RoundSpec) -> None:
         """Whether `enter` would work; errors as there. Writes nothing."""
@@ -138,7 +160,7 @@ class Journal:
             )
         if entry.answers:
             raise LocalProtocolError(f"round {spec.round_id}: noise after something was sent")
-        self._append(_Kind.NOISE, spec.run_id, _number(spec.round_id))
+        self._append(Kind.NOISE, spec.run_id, number_field(spec.round_id))
 
     def entry(self, spec: RoundSpec) -> RoundEntry:
         """What is known of a round.
@@ -179,11 +201,17 @@ class Journal:
     # Requests
 
     def stored(self, spec: RoundSpec, request: bytes) -> list[Envelope] | None:
-        """What a request was answered with, byte for byte; ``None`` when it is new."""
+        """What a request was answered with, byte for byte; ``None`` when it is new.
+
+        Raises:
+            LocalProtocolError: It is forgotten since a later round was entered, or as in `entry`.
+        """
         answer = self.entry(spec).answers.get(request)
         if answer is None:
             return None
-        flat = split_fields(self._file.read(answer.record))[_ANSWER_FIELDS:]
+        if answer.record is None:
+            raise LocalProtocolError(f"round {spec.round_id} is over, and what was said in it is forgotten")
+        flat = split_fields(self._file.read(answer.record))[ANSWER_FIELDS:]
         return [
             Envelope(self.client, ClientId(recipient.decode()), payload)
             for recipient, payload in zip(flat[::2], flat[1::2], strict=True)
@@ -235,9 +263,9 @@ class Journal:
         if len(request) != _HASH_BYTES or len(snapshot) not in (0, _HASH_BYTES):
             raise LocalProtocolError("journal: expected SHA-256 hashes")
         self._append(
-            _Kind.ANSWER,
+            Kind.ANSWER,
             spec.run_id,
-            _number(spec.round_id),
+            number_field(spec.round_id),
             phase.encode(),
             request,
             snapshot,
@@ -250,14 +278,14 @@ class Journal:
         refusals = self.entry(spec).refusals
         if len(refusals) >= MAX_REFUSALS or any(known.request == request for known in refusals):
             return
-        fields = (phase.encode(), request, _encoded(sender)[:64], _encoded(reason)[:200])
-        self._append(_Kind.REFUSED, spec.run_id, _number(spec.round_id), *fields)
+        fields = (phase.encode(), request, encoded(sender)[:64], encoded(reason)[:200])
+        self._append(Kind.REFUSED, spec.run_id, number_field(spec.round_id), *fields)
 
     def abandon(self, spec: RoundSpec, reason: str) -> None:
         """Leave a round: nothing new will be said in it, whatever snapshots turn up."""
         if not self.why_closed(spec):
             self._append(
-                _Kind.ABANDONED, spec.run_id, _number(spec.round_id), reason.encode()[:200] or b"left"
+                Kind.ABANDONED, spec.run_id, number_field(spec.round_id), reason.encode()[:200] or b"left"
             )
 
     # Runs
@@ -265,7 +293,7 @@ class Journal:
     def finish_run(self, run_id: bytes) -> None:
         """Note that a run is over, also one that never began: none of its rounds is entered or answered anew."""
         if run_id not in self._finished:
-            self._append(_Kind.RUN_FINISHED, run_id)
+            self._append(Kind.RUN_FINISHED, run_id)
 
     def prune(self, run_id: bytes) -> None:
         """Forget the records of a finished run; that it is finished is kept for ever.
@@ -279,28 +307,45 @@ class Journal:
         def kept() -> Iterator[bytes]:
             for _, body in self._file.records():
                 kind, of = split_fields(body, limit=2)
-                if kind == _Kind.OWNER.encode() or of != run_id:
+                if kind == Kind.OWNER.encode() or of != run_id:
                     yield body
-            yield join_fields(_Kind.RUN_PRUNED.encode(), run_id, _number(self._last_round.get(run_id, 0)))
+            yield join_fields(Kind.RUN_PRUNED.encode(), run_id, number_field(self._last_round.get(run_id, 0)))
 
-        self._file.replace_with(kept())
-        self._read()
+        self._replace_with(kept())
 
     # Reading and writing
 
     def _claim(self) -> None:
         if self._owner is None:
-            self._append(_Kind.OWNER, self.client.encode())
+            self._append(Kind.OWNER, self.client.encode())
         if self._owner != self.client:
             raise LocalProtocolError(
                 f"{self._file.path}: the journal of {self._owner}, expected that of {self.client}"
             )
 
-    def _append(self, kind: _Kind, *fields: bytes) -> None:
+    def _append(self, kind: Kind, *fields: bytes) -> None:
         # Large payloads are written from where they are; only the fields' lengths are copied.
         parts = [part for one in (kind.encode(), *fields) for part in (struct.pack("<Q", len(one)), one)]
         stored = self._file.append(parts)
         self._apply(stored, [kind.encode(), *fields])
+
+    def _replace_with(self, bodies: Iterator[bytes]) -> None:
+        try:
+            self._file.replace_with(bodies)
+            self._read()
+        except BaseException:
+            self.close()  # which of the two files is there, is found out when it is opened again
+            raise
+
+    def _said_bytes(self, run_id: bytes) -> int:
+        """Size of the answers of a run that could be read again."""
+        return sum(
+            answer.record.length
+            for (of, _), entry in self._rounds.items()
+            if of == run_id
+            for answer in entry.answers.values()
+            if answer.record is not None
+        )
 
     def _read(self) -> None:
         self._owner: str | None = None
@@ -317,67 +362,25 @@ class Journal:
 
     def _apply(self, stored: StoredRecord, fields: Sequence[bytes]) -> None:
         """Take one record into memory: the same for a record just written and for one read back."""
-        kind, (first, *rest) = _Kind(fields[0].decode()), fields[1:]
+        kind, (first, *rest) = Kind(fields[0].decode()), fields[1:]
         match kind:
-            case _Kind.OWNER:
+            case Kind.OWNER:
                 self._owner = first.decode()
-            case _Kind.RUN_FINISHED:
+            case Kind.RUN_FINISHED:
                 self._finished.add(first)
-            case _Kind.RUN_PRUNED:
+            case Kind.RUN_PRUNED:
                 self._finished.add(first)
-                self._last_round[first] = _from_number(rest[0])
-            case _Kind.ENTERED:
-                self._rounds[first, _from_number(rest[0])] = RoundEntry(spec_digest=rest[1])
-                self._last_round[first] = _from_number(rest[0])
+                self._last_round[first] = read_number(rest[0])
+            case Kind.ENTERED:
+                self._rounds[first, read_number(rest[0])] = RoundEntry(spec_digest=rest[1])
+                self._last_round[first] = read_number(rest[0])
             case _:
-                self._apply_to_round(kind, stored, self._rounds[first, _from_number(rest[0])], rest[1:])
-
-    @staticmethod
-    def _apply_to_round(
-        kind: _Kind, stored: StoredRecord, entry: RoundEntry, fields: Sequence[bytes]
-    ) -> None:
-        match kind:
-            case _Kind.NOISE:
-                entry.noise_spent = True
-            case _Kind.ANSWER:
-                phase, request, snapshot, after, *_ = fields
-                entry.answers[request] = Answer(
-                    phase=phase.decode(),
-                    request=request,
-                    snapshot=snapshot,
-                    after=PhaseAfter(after.decode()),
-                    record=stored,
-                )
-            case _Kind.REFUSED:
-                phase, request, sender, reason = fields
-                entry.refusals.append(
-                    Refusal(
-                        phase=phase.decode(),
-                        request=request,
-                        sender=sender.decode(errors="replace"),
-                        reason=reason.decode(errors="replace"),
-                    )
-                )
-            case _:
-                entry.abandoned = fields[0].decode(errors="replace")
+                apply_to_round(kind, stored, self._rounds[first, read_number(rest[0])], rest[1:])
 
 
 def request_hash(envelope: Envelope) -> bytes:
     """SHA-256 over sender, recipient and payload of a request; 32 bytes."""
-    names = _encoded(envelope.sender), _encoded(envelope.recipient)
+    names = encoded(envelope.sender), encoded(envelope.recipient)
     digest = hashlib.sha256(join_fields(b"request", *names))
     digest.update(envelope.payload)
     return digest.digest()
-
-
-def _encoded(text: str) -> bytes:
-    """UTF-8, also of names that have no encoding: a peer may choose them."""
-    return text.encode(errors="surrogatepass")
-
-
-def _number(value: int) -> bytes:
-    return struct.pack("<Q", value)
-
-
-def _from_number(data: bytes) -> int:
-    return int(struct.unpack("<Q", data)[0])

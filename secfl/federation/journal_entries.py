@@ -22,7 +22,7 @@ class PhaseAfter(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One request that was taken, and where what it caused is stored.
+    """One request that was taken, and where what it caused is stored; ``None`` when that is forgotten.
 
     Attributes:
         phase: The phase in which the party was.
@@ -35,7 +35,7 @@ class Answer:
     request: bytes
     snapshot: bytes
     after: PhaseAfter
-    record: StoredRecord = field(repr=False)
+    record: StoredRecord | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

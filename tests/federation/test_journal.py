@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from secfl.crypto.aggregation import Envelope
 from secfl.errors import LocalProtocolError, RemoteProtocolError
+from secfl.federation import journal as journal_module
 from secfl.federation import journal_file
-from secfl.federation.journal import MAX_REFUSALS, START, Journal, PhaseAfter, request_hash
+from secfl.federation.journal import FORGET_BYTES, MAX_REFUSALS, START, Journal, PhaseAfter, request_hash
 from secfl.federation.journal_file import JournalFile
 from secfl.types import AGGREGATOR, ClientId, RoundId, RoundSpec, SchemeSpec, VectorSpec, join_fields
 
@@ -432,6 +433,124 @@ class TestAnswers:
         assert START not in requests
 
 
+def large(journal: Journal, one: RoundSpec, request: str, *, phase: str) -> list[Envelope]:
+    """An answer of which two are enough to be forgotten."""
+    return answer(
+        journal, one, request, phase=phase, envelopes=[Envelope(A, AGGREGATOR, bytes(FORGET_BYTES // 2))]
+    )
+
+
+class CrashError(BaseException):
+    """The process ends here."""
+
+
+def crash_at(monkeypatch, function: str, call: int, error: type[BaseException]) -> None:
+    """Let a call of a function of ``os`` fail before it does anything."""
+    original, calls = getattr(os, function), []
+
+    def failing(*arguments, **more):
+        calls.append(function)
+        if len(calls) == call:
+            raise error(28, "No space left on device")
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(os, function, failing)
+
+
+class TestForgetting:
+    def fill(self, journal) -> dict[str, list[Envelope]]:
+        journal.enter(spec(0))
+        journal.spend_noise(spec(0))
+        said = {phase: large(journal, spec(0), f"{phase} of 0", phase=phase) for phase in ("share", "input")}
+        journal.refuse(spec(0), phase="share", request=digest("y"), sender=AGGREGATOR, reason="another")
+        return said
+
+    def test_what_was_said_in_rounds_that_are_over_is_forgotten(self, journal, later, path):
+        said = self.fill(journal)
+        journal.enter(spec(5, run=1))
+        kept = large(journal, spec(5, run=1), "another run", phase="input")
+        for phase, envelopes in said.items():  # until a later round is entered
+            assert later().stored(spec(0), digest(f"{phase} of 0")) == envelopes
+        assert path.stat().st_size > 3 * FORGET_BYTES // 2
+        later().enter(spec(1))
+        assert path.stat().st_size < FORGET_BYTES // 2 + 5000
+        for phase in said:
+            with pytest.raises(
+                LocalProtocolError, match="round 0 is over, and what was said in it is forgotten"
+            ):
+                later().stored(spec(0), digest(f"{phase} of 0"))
+        assert later().stored(spec(5, run=1), digest("another run")) == kept
+        assert later().stored(spec(0), digest("never asked")) is None
+        answer(later(), spec(1), "goes on")
+
+    def test_all_else_is_kept(self, journal, later):
+        self.fill(journal)
+        before = journal.entry(spec(0))
+        journal.enter(spec(1))
+        after = later().entry(spec(0))
+        assert replace(before, answers={}) == replace(after, answers={})
+        assert list(before.answers) == list(after.answers)  # in this order: the last one pins the snapshot
+        for request, known in before.answers.items():
+            assert replace(known, record=None) == after.answers[request]
+        assert later().answers(spec(0).run_id, 0) == 2
+        assert later().last_round(spec(0).run_id) == 1
+        with pytest.raises(RemoteProtocolError, match="second request in phase share differs"):
+            later().check_new(spec(0), phase="share", request=digest("z"), sender=AGGREGATOR)
+        for call in (
+            lambda one: one.enter(spec(0)),
+            lambda one: one.enter(spec(1)),
+            lambda one: one.spend_noise(spec(0)),
+            lambda one: answer(one, spec(0), "new", phase="unmask"),
+        ):
+            with pytest.raises(LocalProtocolError):
+                call(later())
+
+    def test_little_is_not_forgotten(self, journal, later):
+        journal.enter(spec(0))
+        said = answer(journal, spec(0), "x")
+        journal.enter(spec(1))
+        assert later().stored(spec(0), digest("x")) == said
+
+    @pytest.mark.parametrize("error", [CrashError, OSError])
+    @pytest.mark.parametrize("function", ["pwrite", "fsync", "replace", "open"])
+    def test_wherever_it_ends_the_round_is_entered_or_nothing_is_forgotten(
+        self, tmp_path, monkeypatch, function, error
+    ):
+        outcomes = []
+        for call in range(1, 40):
+            path = tmp_path / f"{call}"
+            journal = Journal(path, client=A)
+            said = self.fill(journal)
+            with monkeypatch.context() as patch:
+                crash_at(patch, function, call, error)
+                try:
+                    journal.enter(spec(1))
+                    reached = True
+                except CrashError:
+                    reached = False
+                except LocalProtocolError:
+                    reached = False
+            journal.close()
+            with Journal(path, client=A) as again:
+                entered = again.last_round(spec(0).run_id) == 1
+                assert entered or not reached
+                if entered:
+                    with pytest.raises(LocalProtocolError, match="forgotten"):
+                        again.stored(spec(0), digest("input of 0"))
+                    with pytest.raises(LocalProtocolError, match="entered before"):
+                        again.enter(spec(1))
+                else:
+                    for phase, envelopes in said.items():
+                        assert again.stored(spec(0), digest(f"{phase} of 0")) == envelopes
+                    again.enter(spec(1))
+                answer(again, spec(1), "goes on")
+            outcomes.append((entered, reached))
+            if reached:
+                break
+        assert outcomes[0] == (False, False)  # before anything was written
+        assert outcomes[-1] == (True, True)  # the function is not called so often
+
+
 class TestRuns:
     def test_only_a_finished_run_is_pruned(self, journal):
         journal.enter(spec())
@@ -513,6 +632,8 @@ class TestRuns:
 class JournalAgainstAModel(RuleBasedStateMachine):
     """Whatever happens and however often the process restarts, what was said stays said."""
 
+    forgets = False
+
     @initialize(folder=st.uuids())
     def begin(self, folder):
         import tempfile
@@ -572,11 +693,36 @@ class JournalAgainstAModel(RuleBasedStateMachine):
         if not hasattr(self, "said"):
             return
         for (run, round_id, phase), (request, envelopes) in self.said.items():
-            assert self.journal.stored(spec(round_id, run=run), digest(phase + request)) == envelopes
+            if self.forgets and round_id < self.last[run]:
+                with pytest.raises(LocalProtocolError, match="forgotten"):
+                    self.journal.stored(spec(round_id, run=run), digest(phase + request))
+            else:
+                assert self.journal.stored(spec(round_id, run=run), digest(phase + request)) == envelopes
+            assert self.journal.answers(spec(run=run).run_id, round_id) == sum(
+                (run, round_id) == place[:2] for place in self.said
+            )
+
+
+class ForgetfulJournalAgainstAModel(JournalAgainstAModel):
+    """One that forgets each time, and what is asked in the last round of a run is answered all the same."""
+
+    forgets = True
+
+    def __init__(self):
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(journal_module, "FORGET_BYTES", 0)
+
+    def teardown(self):
+        self.patch.undo()
+        super().teardown()
 
 
 TestJournalAgainstAModel = JournalAgainstAModel.TestCase
-TestJournalAgainstAModel.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestForgetfulJournalAgainstAModel = ForgetfulJournalAgainstAModel.TestCase
+TestJournalAgainstAModel.settings = TestForgetfulJournalAgainstAModel.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None
+)
 
 
 def test_the_specification_digest_is_what_binds(journal):
