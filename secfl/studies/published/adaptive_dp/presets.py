@@ -106,7 +106,7 @@ _BRAIN: Final = replace(
     rule=_rule(0.3),
     rounds=8,
     learning_rate=0.02,
-    seconds=_seconds(37.0, 90.0),
+    seconds=_seconds(37.0, 80.0),
 )
 
 _SMALL: Final = {"skin": _SKIN, "kidney": _KIDNEY, "brain": _BRAIN}
