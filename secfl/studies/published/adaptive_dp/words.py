@@ -118,7 +118,7 @@ def _ours(request: Request) -> tuple[str, ...]:
         (
             f"**Static DP**: clip norm {STATIC_CLIP:g}, the default of this program and of common tutorials, and about "
             "the median norm of a patient's gradient before the first step (1.0 to 1.3 on the phantoms of seed 101). "
-            "Its step size is the better of those tried for it on seed 100; number of steps, batches, ε and everything "
+            "Its step size is the best of those tried for it on seed 100; number of steps, batches, ε and everything "
             "else are those of the other private arms."
         ),
         (
