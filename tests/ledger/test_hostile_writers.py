@@ -24,6 +24,17 @@ from secfl.ledger.verify import Depth, verify_file
 TIME = "2026-01-02T03:04:05Z"
 
 
+def commit_of(workshop):
+    """The commit of the reservation at entry 2."""
+    return {
+        "reservation": 2,
+        "survivors": list(workshop.cohort),
+        "sum_digest": "00" * 32,
+        "wrap_probability": 0,
+        "total_variation": 0,
+    }
+
+
 @pytest.fixture
 def written(tmp_path, workshop):
     """Writes open, terms, reserve and commit with changed members and right hashes; returns the file."""
@@ -43,14 +54,7 @@ def written(tmp_path, workshop):
             ("reserve", {"round": 0, "attempt": 0, "terms": 1, "spec_digest": "00" * 32, "digests": {}}),
             (
                 "commit",
-                {
-                    "reservation": 2,
-                    "survivors": list(workshop.cohort),
-                    "sum_digest": "00" * 32,
-                    "wrap_probability": 0,
-                    "total_variation": 0,
-                }
-                | (commit or {}),
+                commit_of(workshop) | (commit or {}),
             ),
         ]
         path = tmp_path / "written.jsonl"
@@ -203,15 +207,27 @@ class TestExtremes:
 
     @pytest.mark.parametrize("reservation", [1, 3])
     def test_what_is_settled_was_reserved(self, workshop, tmp_path, depth, reservation):
-        body = {
-            "reservation": reservation,
-            "survivors": list(workshop.cohort),
-            "sum_digest": "00" * 32,
-            "wrap_probability": 0,
-            "total_variation": 0,
-        }
+        body = commit_of(workshop) | {"reservation": reservation}
         with pytest.raises(LedgerCorrupted, match="is not an earlier reservation") as caught:
             verify_file(one_more(tmp_path, workshop, "commit", body), depth=depth)
+        assert caught.value.entry == 3
+
+    def test_every_entry_follows_the_one_before_it(self, workshop, tmp_path, depth):
+        """Until something is signed, the chain alone shows that an entry was replaced by another right one."""
+        path = one_more(tmp_path, workshop, "commit", commit_of(workshop))
+        assert verify_file(path, depth=depth).entries == 4
+        *first, third, last = path.read_bytes().splitlines()
+        entry = parse_line(third)
+        other, _ = encode_entry(
+            index=2,
+            kind="reserve",
+            body=entry["body"] | {"spec_digest": "11" * 32},
+            time=entry["time"],
+            previous=entry["previous"],
+        )
+        path.write_bytes(b"".join(line + b"\n" for line in (*first, other, last)))
+        with pytest.raises(LedgerCorrupted, match="previous: not the hash of entry 2") as caught:
+            verify_file(path, depth=depth)
         assert caught.value.entry == 3
 
     @pytest.mark.parametrize("size", [2, 7])
