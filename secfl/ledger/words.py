@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from secfl.guarantees import Adversary, Assumption, Behaviour, View, Visibility
 
-__all__ = ["SIMULATED", "condition", "plural", "sight", "who"]
+__all__ = ["SIMULATED", "condition", "in_short", "plural", "sight", "who"]
 
 SIMULATED = "simulated: one process held all keys"
 
@@ -16,6 +16,13 @@ def plural(count: int, noun: str) -> str:
     if count == 1:
         return f"1 {noun}"
     return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"
+
+
+def in_short(view: View, colluders: int) -> str:
+    """A view as the head of a row: ``aggregator``, ``aggregator + 2``, ``final model``."""
+    if view is View.AGGREGATOR_COLLUDERS:
+        return f"{View.AGGREGATOR.value} + {colluders}"
+    return view.value.replace("_", " ")
 
 
 def who(adversary: Adversary) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secfl.ledger.statement import Statement
+from secfl.ledger.words import in_short
 from secfl.report.facts import RunFacts
 
 __all__ = ["ComparedRow", "compare_runs"]
@@ -140,9 +141,8 @@ def _guarantees(runs: Sequence[RunFacts]) -> list[ComparedRow]:
 
 
 def _adversary(row: Statement) -> str:
-    colluders = f" + {row.colluders}" if row.colluders else ""
     site = f" ({row.site})" if row.site else ""
-    return f"ε {row.view.value}{colluders}, {row.adversary.value}{site}"
+    return f"ε {in_short(row.view, row.colluders)}, {row.adversary.value}{site}"
 
 
 def _epsilon(row: Statement) -> Value:

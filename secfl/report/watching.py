@@ -13,6 +13,7 @@ from secfl.federation.rundir import RunDirectory
 from secfl.guarantees import Behaviour
 from secfl.ledger.reader import replay
 from secfl.ledger.views import adversaries, statements_about
+from secfl.ledger.words import in_short
 
 __all__ = ["LiveRun", "epsilons_so_far", "look"]
 
@@ -122,7 +123,7 @@ def epsilons_so_far(run: Path) -> dict[str, float | None]:
     rows = [row for row in adversaries(len(state.header.cohort)) if row.behaviour is Behaviour.CURIOUS]
     found: dict[str, float | None] = {}
     for row in statements_about(state, rows):
-        name = row.view.value.replace("_", " ") if not row.colluders else f"aggregator + {row.colluders}"
+        name = in_short(row.view, row.colluders)
         found[name if row.site is None else f"{name} ({row.site})"] = row.epsilon
     return found
 

@@ -32,6 +32,7 @@ class TestCompare:
         assert rows["privacy.mode"].values == ("patient", "off")
         assert rows["ε aggregator, curious"].values[1] == "none"
         assert 0 < rows["ε aggregator, curious"].values[0] <= 8
+        assert rows.keys() >= {"ε aggregator + 1, curious", "ε final model, curious"}
         assert "secure_agg.scheme" not in rows, "settings that agree are left out"
 
     def test_the_command_prints_a_table_and_json(self, private_run, open_run, capsys):
