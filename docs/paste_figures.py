@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
+PAGES = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(
     r"(<!-- figures of (?P<file>\S+): (?P<view>\S+) -->\n).*?(?P<end><!-- end of figures -->)", re.DOTALL
 )
@@ -32,8 +33,11 @@ MEASURED: Mapping[str, str] = MappingProxyType(
         "secagg-1m.json": "make figures",
         "secagg-64.json": "make figures",
         "engines.json": "python benchmarks/engines.py --json docs/figures/engines.json",
+        "guards.json": "python tests/mutation/guards.py --counts docs/figures/guards.json",
         "inversion.json": "secfl audit inversion --out DIR, which writes DIR/inversion.json",
+        "membership.json": "secfl audit membership RUN --json, RUN made with examples/audit_membership.toml",
         "optimisation.json": "secfl study optimisation --json",
+        "steps.json": "python docs/time_steps.py",
     }
 )
 
@@ -149,17 +153,33 @@ def inversion(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def guards(document: dict[str, Any]) -> str:
+    """``tests/mutation/guards.py --counts``."""
+    lines = [
+        "| part | guards | a test needs it | equivalent, with the reason | left |",
+        "|---|---|---|---|---|",
+    ]
+    for name, of in document.items():
+        left = of["guards"] - of["needed"] - of["equivalent"]
+        lines.append(f"| {name} | {of['guards']} | {of['needed']} | {of['equivalent']} | {left} |")
+    return "\n".join(lines)
+
+
 def membership(document: dict[str, Any]) -> str:
     """``secfl audit membership RUN --json``."""
+    rates = [document[name] for name in ("true_positive_rate", "measured_false_positive_rate")]
     low, high = document["interval"]
+    cells = [
+        str(document["members"]),
+        str(document["others"]),
+        f"{100 * rates[0]:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f} %)",
+        f"{100 * document['false_positive_rate']:.0f} %",
+        f"{100 * rates[1]:.1f} %",
+        f"{document['auc']:.2f}",
+    ]
     return (
         "| training images | test images | true positives | at false positives | measured on the other half | AUC |\n"
-        "|---|---|---|---|---|---|\n"
-        f"| {document['members']} | {document['others']} "
-        f"| {100 * document['true_positive_rate']:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f} %) "
-        f"| {100 * document['false_positive_rate']:.0f} % "
-        f"| {100 * document['measured_false_positive_rate']:.1f} % "
-        f"| {document['auc']:.2f} |"
+        f"|---|---|---|---|---|---|\n| {' | '.join(cells)} |"
     )
 
 
@@ -179,6 +199,7 @@ VIEWS: Mapping[str, Callable[[dict[str, Any]], str]] = MappingProxyType(
         "engines": engines,
         "optimisation": optimisation,
         "inversion": inversion,
+        "guards": guards,
         "membership": membership,
         "steps": steps,
     }
@@ -190,11 +211,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("page", nargs="*", type=Path, help="without any, README.md and all of docs")
+    parser.add_argument("page", nargs="*", type=Path, help="without any, all that the project has")
     parser.add_argument("--figures", type=Path, default=DOCS / "figures")
     given = parser.parse_args()
     filled = {}
-    for page in given.page or [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]:
+    for page in given.page or PAGES:
         text, count = paste(page.read_text(encoding="utf-8"), given.figures)
         if count:
             filled[page] = text

@@ -83,7 +83,7 @@ def test_a_block_that_cannot_be_filled_changes_nothing(project, tmp_path, block,
 
 def test_no_figure_in_a_page_was_typed_by_hand(project, paste_figures):
     shown = set()
-    for page in [project / "README.md", *sorted((project / "docs").rglob("*.md"))]:
+    for page in paste_figures.PAGES:
         text = page.read_text(encoding="utf-8")
         again, _ = paste_figures.paste(text, project / "docs" / "figures")
         assert again == text, f"{page.relative_to(project)}: run make paste"
@@ -123,3 +123,17 @@ def test_the_comparison_of_engines_is_computed_from_its_rows(paste_figures):
     assert "messages to each site" not in told
     steps = [{"engine": "inprocess", "step_ms": 27.4, "messages_per_site_and_step": None}]
     assert "| in process | 27 | - |" in paste_figures.engines(document | {"steps": steps})
+
+
+def test_the_steps_that_are_timed_are_those_of_the_readme(project):
+    spec = importlib.util.spec_from_file_location("time_steps", project / "docs" / "time_steps.py")
+    time_steps = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(time_steps)
+    commands = time_steps.steps((project / "README.md").read_text(encoding="utf-8"))
+    figures = json.loads((project / "docs" / "figures" / "steps.json").read_bytes())
+    assert [row["command"] for row in figures["steps"]] == commands
+    assert len(commands) == 7
+    (timed,) = time_steps.measure(["python -c 'sum(range(3_000_000))'"])
+    assert timed["processor_seconds"] > 0
+    with pytest.raises(SystemExit, match="exit code 3"):
+        time_steps.measure(["exit 3"])

@@ -1,6 +1,6 @@
 """Switch every guard off in turn, and see whether a test notices.
 
-    python tests/mutation/guards.py masking ckks [--json FILE] [--only TEXT] [--tests TEST ...]
+    python tests/mutation/guards.py masking ckks [--json FILE] [--counts FILE] [--only TEXT ...] [--tests TEST ...]
 
 All tests of the parts run once with every guard on, and it is noted in which tests each guard acted. Then each
 guard is switched off, alone, and those tests run again, the fastest first: one of them must fail. A guard that
@@ -222,6 +222,13 @@ def excuse(verdicts: dict[Guard, Verdict], known: Sequence[Equivalent]) -> list[
     return wrong
 
 
+def count(verdicts: dict[Guard, Verdict], part: Part) -> dict[str, int]:
+    """How many guards a part has, and what became of them."""
+    own = [verdict for guard, verdict in verdicts.items() if part.has(guard.module)]
+    needed, equivalent = own.count(Verdict.NEEDED), own.count(Verdict.EQUIVALENT)
+    return {"guards": len(own), "needed": needed, "equivalent": equivalent}
+
+
 def main() -> int:
     """Examine the parts that were asked for and print what is left."""
     parser = argparse.ArgumentParser(
@@ -229,7 +236,13 @@ def main() -> int:
     )
     parser.add_argument("part", nargs="*", help="as in guards.toml; without any, all of them")
     parser.add_argument("--json", type=Path, help="write every verdict to this file")
-    parser.add_argument("--only", default="", help="only guards whose 'module:line: function: text' has this")
+    parser.add_argument("--counts", type=Path, help="write how many of each part a test needs into this file")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        help="only guards whose 'module:line: function: text' has one of these",
+    )
     parser.add_argument("--tests", nargs="+", help="run these tests alone; quicker, while one is written")
     parser.add_argument("--effort", type=float, default=EFFORT, help="processor seconds before a test hangs")
     parser.add_argument("--parts", type=Path, default=PARTS, help="another guards.toml")
@@ -244,23 +257,32 @@ def main() -> int:
     parts = [part for name, part in every.items() if not chosen.part or name in chosen.part]
     root = (chosen.parts.parent / table["root"]).resolve()
     verdicts, broken = examine(
-        parts, root=root, wanted=lambda guard: chosen.only in str(guard), effort=chosen.effort
+        parts,
+        root=root,
+        wanted=lambda guard: any(text in str(guard) for text in chosen.only),
+        effort=chosen.effort,
     )
     if broken:
         _say("with every guard on, this fails:", *broken)
         return 2
     known = [Equivalent(**entry) for entry in table.get("equivalent", [])]
-    known = [entry for entry in known if any(part.has(entry.module) for part in parts) and not chosen.only]
+    known = [
+        entry for entry in known if any(part.has(entry.module) for part in parts) and not any(chosen.only)
+    ]
     wrong = excuse(verdicts, known)
     left = [guard for guard in verdicts if verdicts[guard] in (Verdict.UNNEEDED, Verdict.SILENT)]
     for guard in left:
         _print(f"{guard}: {verdicts[guard]}")
     for line in wrong:
         _print(line)
-    for part in parts:
-        own = [verdict for guard, verdict in verdicts.items() if part.has(guard.module)]
-        counts = [own.count(verdict) for verdict in (Verdict.NEEDED, Verdict.EQUIVALENT)]
-        _print(f"{part.name}: {len(own)} guards, {counts[0]} needed by a test, {counts[1]} equivalent")
+    counts = {part.name: count(verdicts, part) for part in parts}
+    for name, of in counts.items():
+        _print(
+            f"{name}: {of['guards']} guards, {of['needed']} needed by a test, {of['equivalent']} equivalent"
+        )
+    if chosen.counts is not None:
+        known_counts = json.loads(chosen.counts.read_text()) if chosen.counts.exists() else {}
+        chosen.counts.write_text(json.dumps(known_counts | counts, indent=2) + "\n")
     if chosen.json is not None:
         chosen.json.write_text(
             json.dumps({str(guard): verdict for guard, verdict in verdicts.items()}, indent=2)

@@ -105,6 +105,8 @@ def examined(tmp_path):
             str(found),
             "--effort",
             "1",
+            "--counts",
+            str(tmp_path / "counts.json"),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         return done, json.loads(found.read_bytes()) if found.exists() else {}
@@ -130,11 +132,13 @@ def test_it_tells_guards_with_a_test_from_guards_without(examined):
     assert done.stdout.splitlines()[-1] == "door: 8 guards, 4 needed by a test, 0 equivalent"
 
 
-def test_a_listed_guard_is_excused(examined):
+def test_a_listed_guard_is_excused(examined, tmp_path):
     done, verdicts = examined(("close_door", "if key < 0:"))
     assert verdicts["lock/door.py:22: close_door: if key < 0:"] == "equivalent"
     assert "if key < 0:" not in done.stdout
     assert done.stdout.splitlines()[-1] == "door: 8 guards, 4 needed by a test, 1 equivalent"
+    counts = json.loads((tmp_path / "counts.json").read_bytes())
+    assert counts == {"door": {"guards": 8, "needed": 4, "equivalent": 1}}
 
 
 @pytest.mark.parametrize(
