@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 __all__ = [
+    "ADAPTIVE_START",
     "MODALITIES",
     "PRIVATE",
     "PROXY_RULES",
@@ -26,6 +27,11 @@ SOURCE = "arXiv 2604.06518 (ADP-FL)"
 
 STATIC_CLIP = 1.0
 """Clip norm of the static arm: secfl's own default, and the value of the tutorials of common DP libraries."""
+ADAPTIVE_START = 0.1
+"""Where a clip that follows a private quantile begins, as Andrew et al. (arXiv 1905.03871) recommend.
+
+One that is too small grows to the quantile in a few steps; the noise of one that is too large throws the model off.
+"""
 
 
 class Arm(StrEnum):
@@ -113,12 +119,12 @@ RULES = (
     Rule(
         name="quantile",
         text="clip follows the private median of the patients' norms",
-        keys={"quantile_clip": {"quantile": 0.5, **_QUANTILE}},
+        keys={"clip": ADAPTIVE_START, "quantile_clip": {"quantile": 0.5, **_QUANTILE}},
     ),
     Rule(
         name="low-quantile",
         text="clip follows the private 20 % quantile",
-        keys={"quantile_clip": {"quantile": 0.2, **_QUANTILE}},
+        keys={"clip": ADAPTIVE_START, "quantile_clip": {"quantile": 0.2, **_QUANTILE}},
     ),
     Rule(
         name="decay",
@@ -128,7 +134,7 @@ RULES = (
     Rule(
         name="quantile-decay",
         text="private median and falling noise together",
-        keys={"quantile_clip": {"quantile": 0.5, **_QUANTILE}, "noise_decay": 0.995},
+        keys={"clip": ADAPTIVE_START, "quantile_clip": {"quantile": 0.5, **_QUANTILE}, "noise_decay": 0.995},
     ),
 )
 """Tried on a seed that no figure of the arms comes from, beside `PROXY_RULES`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from secfl.studies.published.adaptive_dp.arms import PROXY_RULES, RULES, Arm, Size
+from secfl.studies.published.adaptive_dp.arms import ADAPTIVE_START, PROXY_RULES, RULES, Arm, Size
 from secfl.studies.published.interface import Preset
 
 __all__ = ["PLANS", "Plan"]
@@ -39,7 +39,7 @@ def _rule(quantile: float, **more: Any) -> Mapping[str, Any]:
         "smallest": 0.01,
         "largest": 10.0,
     }
-    return {"quantile_clip": clip, **more}
+    return {"clip": ADAPTIVE_START, "quantile_clip": clip, **more}
 
 
 def _steps(static: float, tuned: float, adaptive: float) -> Mapping[Arm, float]:

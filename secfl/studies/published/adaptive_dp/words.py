@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from secfl.ledger.verify import Status
-from secfl.studies.published.adaptive_dp.arms import PRIVATE, STATIC_CLIP, Arm, Modality
+from secfl.studies.published.adaptive_dp.arms import ADAPTIVE_START, PRIVATE, STATIC_CLIP, Arm, Modality
 from secfl.studies.published.adaptive_dp.figures import (
     LEAST_LEARNED,
     LEAST_LOSS,
@@ -128,9 +128,9 @@ def _ours(request: Request) -> tuple[str, ...]:
             "is what a better clip gives. A clinic could only have this clip by paying for the search."
         ),
         (
-            "**Adaptive DP**: starts at the static arm's clip; from then on the clip follows a quantile of the "
-            "patients' norms, known only through one noisy count in each secure sum, which is paid for inside the "
-            "same ε (`[privacy.quantile_clip]`), with whatever else the table of step sizes names."
+            f"**Adaptive DP**: starts at a clip of {ADAPTIVE_START:g}, as Andrew et al. (arXiv 1905.03871) recommend; "
+            "from then on the clip follows a quantile of the patients' norms, known only through one noisy count in "
+            "each secure sum, which is paid for inside the same ε (`[privacy.quantile_clip]`)."
         ),
         (
             "**Noise, on paper**: a step's mean of clipped gradients is at most as long as the clip norm C; the noise "
