@@ -12,7 +12,7 @@ from secfl.errors import ConfigError, DataError
 from secfl.ledger.verify import Status, verify_file
 from secfl.studies.published import runner
 from secfl.studies.published.adaptive_dp import STUDY
-from secfl.studies.published.adaptive_dp.arms import MODALITIES, PRIVATE, Arm, published_share
+from secfl.studies.published.adaptive_dp.arms import ADAPTIVE_START, MODALITIES, PRIVATE, Arm, published_share
 from secfl.studies.published.adaptive_dp.figures import (
     movement,
     noise_over_clip,
@@ -104,7 +104,7 @@ def test_only_the_adaptive_arm_moves_its_clip(smoke):
         result = json.loads((out / "runs" / f"{arm_job(SKIN, arm, 0)}.json").read_text())
         assert bool(result["clips"]) is (arm is Arm.ADAPTIVE)
         if arm is Arm.ADAPTIVE:
-            assert result["clips"][0] == 1.0
+            assert result["clips"][0] == ADAPTIVE_START
             assert len(set(result["clips"])) > 1
 
 
@@ -139,7 +139,8 @@ def test_arms_differ_in_clip_step_size_and_rule_alone(preset):
             assert privacy.model_copy(update=same) == configs[Arm.STATIC].privacy.model_copy(update=same)
             assert configs[arm].data == configs[Arm.OPEN].data
             assert configs[arm].model == configs[Arm.OPEN].model
-        assert configs[Arm.STATIC].privacy.clip == configs[Arm.ADAPTIVE].privacy.clip == 1.0
+        assert configs[Arm.STATIC].privacy.clip == 1.0
+        assert configs[Arm.ADAPTIVE].privacy.clip == ADAPTIVE_START
         assert all(config.secure_agg.scheme is Scheme.MASKING for config in configs.values())
         assert configs[Arm.PAPER].privacy.percentile_laplace.stated_epsilon == 0.001
 
