@@ -88,10 +88,9 @@ class JournalFile:
 
     def close(self) -> None:
         """Let go of the file and its lock; safe to call again."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-        self._lock.release()
+        self._let_go()
+        with contextlib.suppress(OSError):
+            self._lock.release()
 
     def records(self) -> Iterator[tuple[StoredRecord, bytes]]:
         """Every record from the start, checked; cuts a torn tail.
@@ -99,15 +98,13 @@ class JournalFile:
         Call it to the end, once, before `append`.
 
         Raises:
-            LocalProtocolError: A record is damaged.
+            LocalProtocolError: A record is damaged, or the disk cannot be read.
         """
-        size = os.fstat(self._live()).st_size
+        size = self._size()
         position, chain = len(_PREAMBLE), _FIRST_CHAIN
         number = 0
-        while position < size:
-            head = os.pread(self._live(), _HEAD_BYTES, position)
-            if len(head) < _HEAD_BYTES:
-                break
+        while position + _HEAD_BYTES <= size:
+            head = self._read(position, _HEAD_BYTES)
             length = struct.unpack_from("<Q", head)[0]
             if not hmac.compare_digest(_head(chain, length), head):
                 raise LocalProtocolError(f"{self.path}: record {number} is damaged")
@@ -166,6 +163,7 @@ class JournalFile:
 
         This object then has the new file open, and `records` must be read again.
         """
+        self._live()  # without its lock the file may be somebody else's by now
         temporary = self.path.with_name(self.path.name + ".new")
         try:
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -180,11 +178,13 @@ class JournalFile:
                 os.close(descriptor)
             temporary.replace(self.path)
             sync_folder(self.path.parent)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
             raise self._trouble(error) from None
-        os.close(self._live())
-        self._descriptor = -1
+        self._let_go()
         self._open()
 
     def _open(self) -> None:
@@ -193,6 +193,11 @@ class JournalFile:
                 self._create()
             self._descriptor = os.open(self.path, os.O_RDWR)
             locked = self._lock_it()
+            if locked:
+                # A process that was killed may have left records, or the file's name, in memory only: what is read
+                # here is acted upon, so it must not be undone by a loss of power.
+                os.fsync(self._descriptor)
+                sync_folder(self.path.parent)
             preamble = os.pread(self._descriptor, len(_PREAMBLE), 0)
         except OSError as error:
             raise self._trouble(error) from None
@@ -243,6 +248,19 @@ class JournalFile:
         except OSError as error:
             raise self._trouble(error) from None
         return data
+
+    def _size(self) -> int:
+        try:
+            return os.fstat(self._live()).st_size
+        except OSError as error:
+            raise self._trouble(error) from None
+
+    def _let_go(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            # What counts is on the disk; and after an error, too, the number may belong to another file.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def _live(self) -> int:
         if self._descriptor < 0:

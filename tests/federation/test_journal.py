@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -267,6 +268,86 @@ class TestFile:
             file.append([b"more"])
         monkeypatch.undo()
         assert path.read_bytes() == before
+
+    def test_what_a_killed_process_left_in_memory_is_on_the_disk_before_it_is_acted_upon(
+        self, path, monkeypatch
+    ):
+        """Killed between writing and waiting for the disk: the record, or the new file's name, is read all the same."""
+        written(path)
+        synced = []
+        original = os.fsync
+
+        def noting(descriptor):
+            synced.append(os.fstat(descriptor).st_ino)
+            original(descriptor)
+
+        monkeypatch.setattr(os, "fsync", noting)
+        JournalFile(path).close()
+        assert set(synced) == {path.stat().st_ino, path.parent.stat().st_ino}
+
+    @pytest.mark.parametrize("function", ["pread", "fstat", "fsync"])
+    def test_a_disk_that_cannot_be_read_is_named(self, path, monkeypatch, function):
+        written(path)
+        told = []
+        for call in range(1, 20):
+            with monkeypatch.context() as patch:
+                crash_at(patch, function, call, OSError)
+                try:
+                    contents(path)
+                except LocalProtocolError as error:
+                    told.append(str(error))
+                else:
+                    break
+        assert all("No space left on device" in one for one in told)
+        assert told
+        assert contents(path) == BODIES
+
+    @pytest.mark.parametrize("where", [0, 1, 2])
+    def test_a_descriptor_that_cannot_be_closed_is_no_trouble_of_the_caller(self, path, monkeypatch, where):
+        """All is on the disk by then; the file is let go of whatever the system says."""
+        written(path)
+        file = JournalFile(path)
+        list(file.records())
+        original, calls = os.close, []
+
+        def failing(descriptor):
+            original(descriptor)
+            calls.append(descriptor)
+            if len(calls) == where + 1:
+                raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", failing)
+            with contextlib.suppress(LocalProtocolError):  # a new file that is not closed well is not used
+                file.replace_with([b"new"])
+            file.close()
+        assert len(calls) > where
+        assert file.closed
+        assert contents(path) in ([b"new"], BODIES)
+
+    def test_a_new_file_that_cannot_be_removed_is_no_other_error(self, path, monkeypatch):
+        written(path)
+        file = JournalFile(path)
+        list(file.records())
+
+        def refuse(*_arguments, **_more):
+            raise OSError(30, "Read-only file system")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", refuse)
+            patch.setattr(os, "unlink", refuse)
+            with pytest.raises(LocalProtocolError, match="Read-only file system"):
+                file.replace_with([b"new"])
+        file.close()
+        assert contents(path) == BODIES
+
+    def test_a_closed_file_is_not_replaced(self, path):
+        written(path)
+        file = JournalFile(path)
+        file.close()
+        with pytest.raises(LocalProtocolError, match="closed"):
+            file.replace_with([b"new"])
+        assert contents(path) == BODIES
 
     def test_a_folder_that_cannot_be_written_is_named(self, tmp_path):
         (tmp_path / "file").write_bytes(b"")

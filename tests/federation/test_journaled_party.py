@@ -78,10 +78,10 @@ class TestProcessesThatDie:
         assert child.resends == sum(range(ANSWERS[scheme]))  # every restart repeats all earlier answers
         assert list((tmp_path / "a.vault").iterdir()) == []
 
-    # fsync 1 to 7 make the journal and enter the round; then each answer has the snapshot's file, the
+    # fsync 1 to 9 make and open the journal and enter the round; then each answer has the snapshot's file, the
     # folder's name, the journal's record, and the removal of the snapshot before it.
     @pytest.mark.parametrize(
-        "kill", [("fsync", 12, "before"), ("pwrite", 32, "during"), ("fsync", 15, "after")]
+        "kill", [("fsync", 14, "before"), ("pwrite", 32, "during"), ("fsync", 17, "after")]
     )
     def test_one_killed_in_the_middle_of_writing_goes_on(self, tmp_path, kill):
         self.check_kill(tmp_path, "masking", kill)
@@ -90,10 +90,10 @@ class TestProcessesThatDie:
     @pytest.mark.parametrize("scheme", ["masking", "sum-key", "shared"])
     def test_wherever_one_is_killed_it_never_says_two_things(self, tmp_path, scheme):
         outcomes = set()
-        # One round has 26 to 30 calls of fsync; the last kills do not happen.
+        # One round has 28 to 32 calls of fsync; the last kills do not happen.
         step = 1 if scheme == "masking" else 4
         for kill in [
-            *(("fsync", call, moment) for call in range(1, 32, step) for moment in ("before", "after")),
+            *(("fsync", call, moment) for call in range(1, 34, step) for moment in ("before", "after")),
             *(("pwrite", call, "during") for call in range(2, 60, 2 * step)),
             ("fsync", 99, "before"),
         ]:
