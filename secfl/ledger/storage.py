@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from filelock import FileLock, Timeout
 
 from secfl.errors import ConfigError, LedgerCorrupted, LocalProtocolError
 
 __all__ = ["LedgerFile", "make_folder", "sync_folder"]
+
+_DISK_FAILED: Final = frozenset(
+    getattr(errno, name) for name in ("EIO", "ENOSPC", "EDQUOT") if hasattr(errno, name)
+)
 
 
 class LedgerFile:
@@ -159,14 +164,19 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a new name durable; not every system can open folders, and then the rename must do."""
+    """Make a new name durable; not every system can open or sync folders, and then the rename must do.
+
+    Raises:
+        OSError: The disk failed or is full: nobody knows whether the name is on it.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
         return
     try:
         os.fsync(descriptor)
-    except OSError:
-        return
+    except OSError as error:
+        if error.errno in _DISK_FAILED:
+            raise
     finally:
         os.close(descriptor)

@@ -1,5 +1,8 @@
 """New folders are on the disk, in the folder above them, before anything rests on them."""
 
+import errno
+import os
+
 import pytest
 
 from secfl.ledger import storage
@@ -24,3 +27,24 @@ def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(OSError, match="exists"):
         storage.make_folder(tmp_path / "a")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fails_is_told(tmp_path, monkeypatch, number):
+    """The name may be lost with the power, and with it what was agreed or charged under it."""
+    monkeypatch.setattr(os, "fsync", failing(number))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        storage.sync_folder(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_system_that_cannot_sync_folders_does_without(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", failing(number))
+    storage.sync_folder(tmp_path)
+
+
+def failing(number):
+    def fsync(_descriptor):
+        raise OSError(number, os.strerror(number))
+
+    return fsync
