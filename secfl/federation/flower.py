@@ -94,7 +94,8 @@ def find_sites(grid: Grid, names: Sequence[ClientId], *, seconds: float) -> dict
     """Which node is which site.
 
     A node that dies while it is waited for, and one that the link still takes for present although it is dead, is
-    asked again: started again, it has the same number.
+    asked again: started again, it has the same number. Its first word counts, however often it was asked, so that one
+    node cannot claim the names of several sites.
 
     Args:
         grid: Of the server app.
@@ -125,7 +126,10 @@ def find_sites(grid: Grid, names: Sequence[ClientId], *, seconds: float) -> dict
         numbers = grid.push_messages(messages) if messages else ()
         questions.update((number, node) for number, node in zip(numbers, nodes, strict=True) if number)
         for reply in grid.pull_messages(list(questions)) if questions else ():
-            node = questions.pop(reply.metadata.reply_to_message_id)
+            # A node writes its reply's metadata itself, so that the number may be any.
+            node = questions.pop(reply.metadata.reply_to_message_id, None)
+            if node is None or node in heard:
+                continue
             if reply.has_error():
                 due[node] = min(due[node], time.monotonic() + _AWAY_SECONDS)
                 continue

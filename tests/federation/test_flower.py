@@ -157,6 +157,62 @@ def test_a_node_that_is_away_is_not_asked_all_the_time(monkeypatch, grid_content
     assert grid.asked.count(1) == 1
 
 
+class Hoarding(Answering):
+    """A grid whose first node keeps the questions, and answers each with another name."""
+
+    def __init__(self, *names) -> None:
+        self.names, self.questions, self.asked = names, [], 0
+
+    def push_messages(self, messages):
+        numbers = []
+        for message in messages:
+            self.asked += 1
+            numbers.append(f"{message.metadata.dst_node_id}.{self.asked}")
+        self.questions += [number for number in numbers if number.startswith("1.")]
+        return numbers
+
+    def pull_messages(self, numbers):
+        for number in numbers:
+            if number.startswith("2."):
+                yield self.reply(2, number, self.names[1])
+        if len(self.questions) == len(self.names):
+            for number, name in zip(self.questions, self.names, strict=True):
+                yield self.reply(1, number, name)
+            self.questions = []
+
+    def reply(self, node, number, content):
+        one = Reply(node, content)
+        one.metadata.reply_to_message_id = number
+        return one
+
+
+def test_a_node_that_was_asked_again_claims_one_name(monkeypatch, grid_content):
+    """Otherwise one node could make every other site drop out, by one late answer for each."""
+    from secfl.federation import flower
+
+    for name in ("_AGAIN_SECONDS", "_AWAY_SECONDS", "_POLL_SECONDS"):
+        monkeypatch.setattr(flower, name, 0.01)
+    grid = Hoarding(grid_content(site="a"), grid_content(site="b"))
+    assert flower.find_sites(grid, ["a", "b"], seconds=30.0) == {"a": 1, "b": 2}
+
+
+def test_an_answer_to_no_question_is_passed_over(monkeypatch, grid_content):
+    """Otherwise one site could end everybody's run: the link does not check what a reply says of itself."""
+    from secfl.federation import flower
+
+    class Lying(Answering):
+        def pull_messages(self, numbers):
+            replies = super().pull_messages(numbers)
+            for reply in replies:
+                if reply.metadata.src_node_id == 1:
+                    reply.metadata.reply_to_message_id = "another"
+            return replies
+
+    monkeypatch.setattr(flower, "_POLL_SECONDS", 0.01)
+    grid = Lying(grid_content(site="a"), grid_content(site="b"))
+    assert flower.find_sites(grid, ["a", "b"], seconds=0.1) == {"b": 2}
+
+
 @pytest.mark.parametrize("odd", ["nothing", "other record", "no field", "number"])
 def test_a_node_that_answers_something_else_is_left_out(odd, grid_content):
     """Otherwise one site could end everybody's run."""
