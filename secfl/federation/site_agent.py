@@ -262,8 +262,8 @@ class SiteAgent:
         return contribution.privatized
 
     def _deliver(self, message: Deliver) -> Reply:
-        if self._party is None:
-            self._go_on()
+        if self._party is None or self._spec is None or self._spec.round_id != message.round_id:
+            self._go_on()  # an earlier offer that came late may have called an earlier round up
         party, spec = self._party, self._spec
         if party is None or spec is None or spec.round_id != message.round_id:
             raise LocalProtocolError(f"round {message.round_id} is not the one under way here")

@@ -101,6 +101,31 @@ class TestEveryScheme:
         assert one.work["c"].calls == 1
 
 
+@pytest.mark.parametrize("end", ["finished", "left open"])
+def test_an_earlier_offer_that_comes_late_does_not_end_the_round_under_way(stage, end):
+    """It gets what it always got, or an error; the site goes on where it stands."""
+    one = stage()
+    first = remote.DirectExchange(
+        one, fault=lambda _name, batch, request: [request] if end == "finished" or batch == 1 else []
+    )
+    if end == "finished":
+        one.run(first, round_id=1)
+    else:
+        with pytest.raises(RoundAborted):
+            one.run(first, round_id=1)
+    offer = next(request for name, request in first.asked if name == "b")
+
+    def fault(name, batch, request):
+        return [offer, request] if name == "b" and batch > 1 else [request]
+
+    second = remote.DirectExchange(one, fault=fault)
+    carriage, _ = one.run(second, round_id=2)
+    assert carriage.result.survivors == tuple("abcd")
+    assert carriage.refusals == []
+    assert ("b", offer) in second.asked
+    assert one.work["b"].calls == 2
+
+
 class TestTheRoundFile:
     """What a new process of a site goes on from, when somebody has been at the disk."""
 
