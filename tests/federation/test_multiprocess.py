@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from secfl.config import RunConfig
 from secfl.errors import ConfigError, RoundAborted
+from secfl.federation import multiprocess
 from secfl.federation.multiprocess import SiteProcesses
 from secfl.federation.observer import Observer
 from secfl.federation.simulation import resume, simulate
@@ -129,7 +131,12 @@ def test_wherever_a_site_is_killed_the_model_is_the_same(tmp_path, monkeypatch, 
 
 
 def test_a_stopped_site_is_left_behind_and_comes_back(tmp_path, monkeypatch):
-    """It is not heard in the second round, whose deadline passes, and takes part in the third."""
+    """It is not heard in the second round, whose deadline passes, and takes part in the third.
+
+    Only the deadline for its answer to the second offer is to pass: the clock that decides jumps over it once the
+    others have answered. No other deadline passes, however slow the machine is.
+    """
+    others, heard = set(NAMES) - {NAMES[2]}, set()
 
     def act(processes, batches):
         if batches == 6:
@@ -137,8 +144,20 @@ def test_a_stopped_site_is_left_behind_and_comes_back(tmp_path, monkeypatch):
         if batches == 11:
             os.kill(processes.pid(NAMES[2]), signal.SIGCONT)
 
-    Meddler(monkeypatch, act)
-    summary = run(tmp_path / "run", deadlines={"training": 3, "phase": 3})
+    meddler = Meddler(monkeypatch, act)
+    exchange = SiteProcesses.exchange
+
+    def noting(processes, requests, *, seconds):
+        for name, reply in exchange(processes, requests, seconds=seconds):
+            if meddler.batches == 6:
+                heard.add(name)
+            yield name, reply
+
+    monkeypatch.setattr(SiteProcesses, "exchange", noting)
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1000 * (heard == others))
+    monkeypatch.setattr(multiprocess, "time", clock)
+    summary = run(tmp_path / "run", deadlines={"training": 600, "phase": 600})
+    assert heard == others
     rounds = [line.split("survivors ")[1] for line in log(tmp_path / "run") if "survivors" in line]
     assert rounds == ["4", "3", "4"]
     assert summary["rounds_completed"] == 3
